@@ -1,0 +1,62 @@
+"""Monte Carlo dropout for PyTorch: predictions with uncertainty from any trained network with dropout.
+
+The front door is lazy: a name is loaded when it is first used, so that `mcdrop.client` and the command line start
+without importing torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mcdrop.errors import (
+        BundleError,
+        CaptureError,
+        InputError,
+        McdropError,
+        NoDropoutError,
+        PassMemoryError,
+        RowsInteractError,
+        SettingError,
+        UnsupportedRandomnessError,
+    )
+    from mcdrop.prediction import (
+        BinaryPrediction,
+        ClassificationPrediction,
+        MultilabelPrediction,
+        Prediction,
+        RawPrediction,
+        RegressionPrediction,
+    )
+    from mcdrop.predictor import MCDropout
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BinaryPrediction",
+    "BundleError",
+    "CaptureError",
+    "ClassificationPrediction",
+    "InputError",
+    "MCDropout",
+    "McdropError",
+    "MultilabelPrediction",
+    "NoDropoutError",
+    "PassMemoryError",
+    "Prediction",
+    "RawPrediction",
+    "RegressionPrediction",
+    "RowsInteractError",
+    "SettingError",
+    "UnsupportedRandomnessError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'mcdrop' has no attribute {name!r}")
+    module = "predictor" if name == "MCDropout" else "prediction" if name.endswith("Prediction") else "errors"
+    return getattr(importlib.import_module(f"mcdrop.{module}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,7 @@
+"""`python -m mcdrop` is the command `mcdrop`."""
+
+import sys
+
+from mcdrop.cli import main
+
+sys.exit(main())

@@ -1,0 +1,379 @@
+"""nn.Module + example inputs -> a proved program.
+
+Capture takes a private copy, finds which training flags switch dropout on (`flags`), traces the copy (`tracing`), and
+then proves what it has, by checks that each cost a few passes on the example:
+
+    neutral   with every draw at its mean the program does what the network does in evaluation mode
+    replay    with the same draws the program does what the flagged copy does: no mask lost, none out of order
+    engine    many passes at a time give what one pass at a time gives; a row gives the same alone, among others and
+              in another place
+
+What fails is an error that says what differs. Nothing here touches the user's network or any global state that it does
+not put back.
+"""
+
+import copy
+import random
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mcdrop.draws import alpha_scale, bernoulli, noise, scale
+from mcdrop.eager import EagerEngine, Given, drawing, global_generators, neutral
+from mcdrop.engine import Engine, GraphEngine, Mode
+from mcdrop.errors import CaptureError, NoDropoutError, RowsInteractError
+from mcdrop.flags import Flags, find_flags, same
+from mcdrop.inputs import InputSpec
+from mcdrop.masks import Masks
+from mcdrop.program import Program
+from mcdrop.sites import Site
+from mcdrop.snapshot import Adapter
+from mcdrop.tracing import EXPORT_LOCK, trace
+
+__all__ = ["Captured", "capture"]
+
+_PROOF_SEED = 0x9E3779B9
+_CANNOT = "answers take one forward pass for each row and pass; the model cannot be saved or served from disk"
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What capture found: an engine, the sites, and for the graph engine its program."""
+
+    engine: Engine
+    sites: tuple[Site, ...]
+    program: Program | None
+    output_shapes: tuple[tuple[int, ...], ...]  # of one row, without the batch axis
+    output_example: tuple[Tensor, ...]
+
+
+def capture(
+    network: Adapter,
+    example: Sequence[Tensor],
+    specs: tuple[InputSpec, ...],
+    *,
+    engine: Literal["auto", "graph", "eager"],
+    allow_row_interaction: bool,
+    max_mask_bytes: int | None = None,
+) -> Captured:
+    """Turn a private copy into an engine.
+
+    Raises:
+        NoDropoutError: nothing is stochastic.
+        RowsInteractError: rows influence one another and `allow_row_interaction` is False.
+        CaptureError: the program is not faithful, or `engine="graph"` and the network cannot be traced.
+    """
+    rows = _proof_rows(example, specs)
+    with EXPORT_LOCK, EagerEngine.lock, global_generators():
+        flags = find_flags(network, rows)
+        drawn = _look(network, rows, flags)
+        if engine == "eager":
+            return _eager(network, specs, rows, flags, allow_row_interaction)
+        try:
+            before = _generators()
+            program = trace(network, example_of_two(rows, specs), specs)
+            if _generators() != before:
+                raise CaptureError("the network draws from a global generator while it is traced (Python or PyTorch)")
+            if drawn.foreign:
+                raise CaptureError("the network draws random numbers outside of PyTorch (Python or NumPy)")
+        except CaptureError as error:
+            if engine == "graph" or type(error) is not CaptureError:
+                raise
+            captured = _eager(network, specs, rows, flags, allow_row_interaction)
+            warnings.warn(
+                f"{type(network.network).__name__} cannot be captured as a graph, so it runs eagerly: {_CANNOT}. "
+                f"Reason: {error}",
+                stacklevel=4,
+            )
+            return captured
+        program = _with_inactive(program, flags)
+        if not program.active_sites:
+            raise _no_dropout(network.network, program.sites, flags)
+        return _proved(network, program, rows, flags, allow_row_interaction)
+
+
+# ---- the rows on which things are proved
+
+
+def _proof_rows(example: Sequence[Tensor], specs: Sequence[InputSpec]) -> list[Tensor]:
+    """Three rows made from the example's; an example of one row is varied, so that rows differ."""
+    rows = []
+    for tensor, spec in zip(example, specs, strict=True):
+        if not spec.batched:
+            rows.append(tensor)
+        elif tensor.shape[0] >= 3:
+            rows.append(tensor[:3].contiguous())
+        else:
+            first = tensor[:1]
+            second = tensor[1:2] if tensor.shape[0] == 2 else _varied(first, 1)
+            rows.append(torch.cat([first, second, _varied(first, 2)]))
+    return rows
+
+
+def _varied(row: Tensor, number: int) -> Tensor:
+    """A row like `row` but not equal to it: scaled if it holds real numbers, rolled along its last axis if not."""
+    if row.is_floating_point():
+        return row * (1 - 0.15 * number) + 0.05 * number * (1 if row.any() else 5)
+    if row.dtype != torch.bool and row.ndim > 1:
+        return row.roll(number, -1)
+    return row
+
+
+def example_of_two(rows: Sequence[Tensor], specs: Sequence[InputSpec]) -> list[Tensor]:
+    """All three rows: a batch of one would be specialised away by the tracer."""
+    return [row.clone() for row, _ in zip(rows, specs, strict=True)]
+
+
+# ---- what the network draws
+
+
+@dataclass(frozen=True)
+class _Looked:
+    foreign: bool  # it draws from the generators of Python or NumPy
+
+
+def _generators() -> Any:
+    numpy: Any = sys.modules.get("numpy")
+    state = numpy.random.get_state() if numpy else None
+    key = (state[1].tobytes(), state[2]) if state else None
+    return random.getstate(), key, torch.random.get_rng_state().numpy().tobytes()
+
+
+def _look(network: nn.Module, rows: Sequence[Tensor], flags: Flags) -> _Looked:
+    before = _generators()
+    with neutral():
+        network(*(row.clone() for row in rows))
+    return _Looked(foreign=_generators() != before)
+
+
+def _with_inactive(program: Program, flags: Flags) -> Program:
+    """Add the sites that stay off because their flag does more than switch dropout on."""
+    off = tuple(
+        Site(-1, path.removeprefix("network.").removeprefix("network"), "training flag", None, "bernoulli", 1.0, (), None,
+             True, False, reason, None)
+        for path, reason in flags.off.items()
+    )  # fmt: skip
+    return replace(program, sites=(*program.sites, *off))
+
+
+def _no_dropout(model: nn.Module, sites: Sequence[Site], flags: Flags) -> NoDropoutError:
+    name, count = type(model).__name__, sum(1 for _ in model.modules())
+    if sites:
+        listed = "; ".join(f"{site.path or name}: {site.reason}" for site in sites[:6])
+        return NoDropoutError(
+            f"{name} has {len(sites)} stochastic site{'s' * (len(sites) != 1)} and none is active, so every sample would "
+            f"be the same ({listed}). Train the network with a rate above 0."
+        )
+    return NoDropoutError(
+        f"{name} has no dropout, so every sample would be the same. Looked at {count} modules ({flags.readers} of them "
+        "read their training flag) for dropout, feature, alpha and attention dropout, dropout between recurrent layers, "
+        "and bernoulli, uniform and normal draws. Train the network with dropout."
+    )
+
+
+# ---- the proofs
+
+
+def _proved(
+    network: nn.Module, program: Program, rows: list[Tensor], flags: Flags, allow_row_interaction: bool
+) -> Captured:
+    engine = GraphEngine(program, "loop")
+    outputs = _prove_neutral(network, engine, rows, flags)
+    interact = _rows_interact(engine, rows, outputs)
+    if interact and not allow_row_interaction:
+        raise RowsInteractError(interact)
+    if not any(engine.parts.stochastic_outputs):
+        raise NoDropoutError("the network draws, but no draw reaches the output, so every sample would be the same.")
+    _prove_replay(network, engine, rows)
+    if not interact:
+        program, engine = _with_layout(program, engine, rows)
+    mode = _fastest_proved(engine, rows)
+    proved = GraphEngine(program, mode, Masks())
+    proved.merges = not interact
+    return Captured(proved, program.sites, program, tuple(tuple(o.shape[1:]) for o in outputs), outputs)
+
+
+def _neutral_outputs(engine: GraphEngine, rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The program with every draw at its mean, by a graph in which dropout is the identity."""
+    graph = torch.fx.Graph()
+    graph.output(graph.graph_copy(engine.program.graph, {}))
+    sites = {site.index: site for site in engine.program.active_sites}
+    for node in list(graph.nodes):
+        if node.target in (scale, alpha_scale):
+            node.replace_all_uses_with(node.args[0])
+        elif node.target is bernoulli:
+            node.replace_all_uses_with(node.args[1])
+    graph.eliminate_dead_code()
+    for node in list(graph.nodes):
+        if node.target is noise:
+            site = sites[node.args[0]]
+            mean = {"uniform": 0.5, "normal": 0.0}.get(site.law, 1 - (site.p or 0.0))
+            with graph.inserting_before(node):
+                filled = graph.call_function(torch.full, (node.args[1], mean), {"device": engine.device})
+            node.replace_all_uses_with(filled)
+            graph.erase_node(node)
+    weights = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
+    module = torch.fx.GraphModule({name: engine.program.weights[name] for name in weights}, graph)
+    with torch.no_grad():
+        return tuple(module(*rows))
+
+
+def _prove_neutral(
+    network: nn.Module, engine: GraphEngine, rows: list[Tensor], flags: Flags
+) -> tuple[Tensor, ...]:
+    found = _neutral_outputs(engine, rows)
+    if flags.exact:
+        truth, against = flags.neutral_outputs, "the network in evaluation mode"
+    else:
+        with neutral():
+            truth, against = network(*(row.clone() for row in rows)), "the network under its mean noise"
+    for a, b in zip(found, truth, strict=True):
+        if not same(a, b):
+            raise CaptureError(
+                f"the captured program without noise differs from {against}: by {_gap(a, b)} where outputs reach "
+                f"{float(b.abs().max()):.3g}. The network does something in training mode that is no dropout."
+            )
+    return found
+
+
+def _gap(a: Tensor, b: Tensor) -> str:
+    if a.shape != b.shape:
+        return f"shape {tuple(a.shape)} for {tuple(b.shape)}"
+    return f"{float((a.double() - b.double()).abs().nan_to_num(float('inf')).max()):.3g}"
+
+
+def _prove_replay(network: nn.Module, engine: GraphEngine, rows: list[Tensor]) -> None:
+    numbers = torch.arange(3)
+    count = 0
+    for t in range(2):
+        draws = engine.draws(rows, passes=range(t, t + 1), seed=_PROOF_SEED, rows=numbers)
+        by_index = {site.index: draw[0] for (site, _), draw in zip(engine.parts.draws, draws, strict=True)}
+        values = [by_index.get(index) for index in range(max(by_index) + 1)]
+        supply = Given(values)
+        with drawing(supply):
+            truth = network(*(row.clone() for row in rows))
+        wanted = [tuple(by_index[i].shape) if i in by_index else None for i in range(len(values))]
+        for number, shape in enumerate(wanted):
+            if shape is not None and (number >= supply.count or supply.shapes[number] != shape):
+                raise CaptureError(
+                    f"the network and its captured program draw differently: draw {number} has shape "
+                    f"{supply.shapes[number] if number < supply.count else None} in the network and {shape} in the program."
+                )
+        found = engine.apply(rows, engine.prepare(rows), draws, "loop")
+        for a, b in zip(found, truth, strict=True):
+            if not same(a[0], b):
+                raise CaptureError(
+                    f"with the same draws the captured program differs from the network, by {_gap(a[0], b)} where "
+                    f"outputs reach {float(b.abs().max()):.3g}: a site was lost or changed."
+                )
+        count += supply.count
+
+
+def _rows_interact(engine: GraphEngine, rows: list[Tensor], outputs: tuple[Tensor, ...]) -> str | None:
+    """Why the rows of a batch are not alone, or None: a row alone has to give what it gives among others."""
+    specs = engine.program.inputs
+    for output in outputs:
+        if output.ndim == 0 or output.shape[0] != 3:
+            return (
+                f"the output has shape {tuple(output.shape)} for 3 rows, so its axis 0 is not the batch: return one row "
+                "for each input row, batch first."
+            )
+    for i in range(3):
+        alone = [row[i : i + 1] if spec.batched else row for row, spec in zip(rows, specs, strict=True)]
+        try:
+            single = _neutral_outputs(engine, alone)
+        except Exception as error:  # a program that was made for several rows can fail in any way on one
+            return f"one row alone cannot be computed ({type(error).__name__}: {str(error)[:200]}), three can"
+        for a, b in zip(single, outputs, strict=True):
+            if not same(a, b[i : i + 1]):
+                return (
+                    f"row {i} alone gives another output than among 3 rows, by {_gap(a, b[i : i + 1])}: the rows of a "
+                    "batch influence one another (batch statistics, or a product or mean over the batch). Give "
+                    "BatchNorm its running averages, or pass allow_row_interaction=True and read answers as answers "
+                    "about whole batches."
+                )
+    return None
+
+
+def _with_layout(program: Program, engine: GraphEngine, rows: list[Tensor]) -> tuple[Program, GraphEngine]:
+    """Find for axes that run over rows and other units which of the two is slow, by exchanging rows."""
+    if _rows_move(engine, rows):
+        return program, engine
+    for chosen in [*((index,) for index in range(len(program.sites))), tuple(range(len(program.sites)))]:
+        sites = tuple(
+            replace(site, row_major=False) if number in chosen else site for number, site in enumerate(program.sites)
+        )
+        other = replace(program, sites=sites)
+        candidate = GraphEngine(other, "loop")
+        if _rows_move(candidate, rows):
+            return other, candidate
+    raise RowsInteractError(
+        "rows in another order give other outputs under the same draws: the rows of a batch influence one another, or "
+        "share an axis with other units in a way that mcdrop cannot tell apart. Pass allow_row_interaction=True to go "
+        "on all the same."
+    )
+
+
+def _rows_move(engine: GraphEngine, rows: list[Tensor]) -> bool:
+    """Whether rows in another order give the same outputs in that order, with both kinds of masks."""
+    order = torch.tensor([2, 0, 1])
+    moved = [row[order] if spec.batched else row for row, spec in zip(rows, engine.program.inputs, strict=True)]
+    for numbers in (None, torch.arange(3)):
+        there = None if numbers is None else numbers[order]
+        first, second = (
+            engine.apply(
+                x, engine.prepare(x), engine.draws(x, passes=range(2), seed=_PROOF_SEED, rows=number), "loop"
+            )
+            for x, number in ((rows, numbers), (moved, there))
+        )
+        if not all(same(b, a[:, order]) for a, b in zip(first, second, strict=True)):
+            return False
+    return True
+
+
+def _fastest_proved(engine: GraphEngine, rows: list[Tensor]) -> Mode:
+    """The fastest way to compute passes together that gives what one at a time gives."""
+    prepared = engine.prepare(rows)
+    draws = [engine.draws(rows, passes=range(3), seed=_PROOF_SEED, rows=r) for r in (None, torch.arange(3))]
+    truths = [engine.apply(rows, prepared, draw, "loop") for draw in draws]
+    modes: tuple[Mode, ...] = ("folded", "mapped") if engine.parts.folded is not None else ("mapped",)
+    for mode in modes:
+        try:
+            founds = [engine.apply(rows, prepared, draw, mode) for draw in draws]
+        except Exception:  # whatever an operation without a batching rule raises: the next way is tried
+            continue
+        if all(same(a, b) for found, truth in zip(founds, truths, strict=True) for a, b in zip(found, truth, strict=True)):
+            return mode
+    return "loop"
+
+
+# ---- the network itself as engine
+
+
+def _eager(
+    network: Adapter, specs: Sequence[InputSpec], rows: list[Tensor], flags: Flags, allow_row_interaction: bool
+) -> Captured:
+    batched = [spec.batched for spec in specs]
+    traces = []
+    for count in (1, 2):
+        part = [row[:count] if spec.batched else row for row, spec in zip(rows, specs, strict=True)]
+        with neutral() as supply:
+            outputs = network(*(x.clone() for x in part))
+        traces.append(supply.shapes)
+    by_row = [a != b for a, b in zip(*traces, strict=False)] if len(traces[0]) == len(traces[1]) else None
+    engine = EagerEngine(copy.copy(network), batched, by_row, together=allow_row_interaction)
+    one, again = (engine.passes(rows, [], passes=range(8), seed=seed, rows=None) for seed in (1, 2))
+    stochastic = any(not torch.equal(a, b) for a, b in zip(one, again, strict=True))
+    sites = tuple(
+        Site(index, "", "draw", None, "bernoulli", 1.0, tuple(shape), None, True, True, None, None)
+        for index, shape in enumerate(traces[0])
+    )
+    if not stochastic:
+        raise _no_dropout(network.network, (), flags)
+    shapes = tuple(tuple(o.shape[1:]) for o in outputs)
+    return Captured(engine, sites, None, shapes, tuple(o.clone() for o in outputs))

@@ -1,0 +1,216 @@
+"""What each command does, given its parsed arguments; `mcdrop.cli` says what they are."""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import mcdrop
+from mcdrop.datafiles import as_json, check_output, read_arrays, read_inputs, write_csv, write_fields
+from mcdrop.demo import demo as run_demo
+from mcdrop.errors import SettingError
+from mcdrop.exporting import build_network, example_inputs, load_checkpoint
+from mcdrop.inputs import InputSpec, check_finite
+from mcdrop.prediction import Prediction
+from mcdrop.predictor import MCDropout
+from mcdrop.terminal import new_table, open_console, progress
+from service import server
+from service.settings import load_settings
+
+__all__ = ["demo", "export", "inspect", "predict", "serve", "versions"]
+
+SHOWN_ROWS = 20  # of a prediction, in a terminal
+STEPS = 20  # of a progress bar
+
+
+def versions() -> str:
+    """The line of `mcdrop --version`."""
+    device = f"cuda ({torch.cuda.get_device_name()})" if torch.cuda.is_available() else "cpu"
+    threads = torch.get_num_threads()
+    return f"mcdrop {mcdrop.__version__}, torch {torch.__version__}, device {device}, threads {threads}"
+
+
+def demo(arguments: argparse.Namespace) -> None:
+    run_demo(folder=arguments.folder, host=arguments.host, port=arguments.port, once=arguments.once)
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    flags = {name: value for name, value in vars(arguments).items() if name not in ("command", "traceback")}
+    settings = load_settings(**flags)
+
+    def ready(url: str) -> None:
+        print(f"Serving {settings.models} at {url}. Documentation at {url}/docs. Ctrl-C stops.", flush=True)
+
+    server.serve(settings, on_ready=ready)
+
+
+# ---- export and inspect
+
+
+def export(arguments: argparse.Namespace) -> None:
+    output = arguments.output
+    mc = _capture(
+        arguments,
+        output=int(output) if output is not None and output.lstrip("-").isdigit() else output,
+        output_kind=arguments.output_kind,
+        class_axis=arguments.class_axis,
+        class_names=_class_names(arguments.classes),
+        noise_variance=arguments.noise_variance,
+        num_samples=arguments.num_samples,
+        seed=arguments.seed,
+        masks=arguments.masks,
+        dtype=None if arguments.dtype is None else getattr(torch, arguments.dtype),
+        name=arguments.name,
+        version=arguments.version,
+    )
+    mc.save(arguments.folder)
+    if arguments.json:
+        print(json.dumps({"folder": str(arguments.folder), **facts(mc)}))
+    else:
+        report(mc)
+        print(f"\nSaved in {arguments.folder}. Serve it: mcdrop serve {arguments.folder}")
+
+
+def inspect(arguments: argparse.Namespace) -> None:
+    folder = Path(arguments.model)
+    mc = MCDropout.load(folder) if folder.is_dir() or ":" not in arguments.model else _capture(arguments)
+    if arguments.json:
+        print(json.dumps(facts(mc)))
+    else:
+        report(mc)
+
+
+def _capture(arguments: argparse.Namespace, **settings: Any) -> MCDropout:
+    """The network that the arguments name, captured with the inputs that they describe."""
+    specs = [InputSpec.parse(text) for text in arguments.inputs]
+    if not specs and arguments.example is None:
+        raise SettingError(
+            "what the network takes is not known. Describe each input, as in "
+            '--input "image: float32[batch, 1, 28, 28]", or give --example data.npz.'
+        )
+    network = build_network(arguments.model)
+    if arguments.weights is not None:
+        load_checkpoint(network, arguments.weights)
+    example = example_inputs(specs) if arguments.example is None else read_arrays(arguments.example)
+    if isinstance(example, dict) and len(example) == 1:
+        example = next(iter(example.values()))
+    return MCDropout(network, example, task=arguments.task, **settings)
+
+
+def _class_names(text: str | None) -> tuple[str, ...] | None:
+    """`cat,dog`, or the lines of `@file`."""
+    if text is None:
+        return None
+    if not text.startswith("@"):
+        return tuple(name.strip() for name in text.split(","))
+    try:
+        lines = Path(text[1:]).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(f"the class names cannot be read from {text[1:]}: {error}") from error
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def facts(mc: MCDropout) -> dict[str, Any]:
+    """What there is to know of a model, as plain JSON."""
+    return {
+        "name": mc.name,
+        "version": mc.version,
+        "task": mc.task.name,
+        "class_names": mc.task.class_names,
+        "inputs": [str(spec) for spec in mc.signature.inputs],
+        "defaults": {"num_samples": mc.num_samples, "seed": mc.seed, "masks": mc.masks},
+        "engine": mc.engine,
+        "device": str(mc.device),
+        "sites": [
+            {name: getattr(site, name) for name in ("path", "kind", "p", "shape", "active", "reason", "source")}
+            for site in mc.sites
+        ],
+        "cost": dict(mc.cost),
+    }
+
+
+def report(mc: MCDropout) -> None:
+    """The same, to be read by people."""
+    names = mc.task.class_names
+    classes = f" of {len(names)} classes: {', '.join(names[:10])}{', ...' * (len(names) > 10)}" if names else ""
+    table = new_table(("", ""))
+    table.show_header = False
+    table.add_row("model", f"{mc.name or '(its folder names it)'}, version {mc.version}")
+    table.add_row("inputs", "\n".join(map(str, mc.signature.inputs)))
+    table.add_row("task", mc.task.name + classes)
+    table.add_row("defaults", f"{mc.num_samples} passes, seed {mc.seed}, {mc.masks} masks")
+    console = open_console()
+    console.print(table)
+    print(f"\n{mc.sites}\n\n{mc.cost}")
+
+
+# ---- predict
+
+
+def predict(arguments: argparse.Namespace) -> None:
+    if arguments.output is not None:
+        check_output(arguments.output)
+    mc = MCDropout.load(arguments.folder, device=arguments.device)
+    inputs = read_inputs(arguments.data, mc.signature)
+    check_finite(mc.signature.bind(inputs)[0], mc.signature.names)
+    prediction = _predict(mc, inputs, arguments)
+    made = {"num_samples": prediction.num_samples, "seed": prediction.seed}
+    fields = _fields(prediction)
+    names = mc.task.class_names
+    if arguments.output is not None:
+        write_fields(arguments.output, fields, facts=made, class_names=names)
+    if arguments.json:
+        print(as_json(fields, facts=made))
+    elif arguments.output is not None:
+        print(f"{len(prediction)} rows, {made['num_samples']} passes, seed {made['seed']}: {arguments.output}")
+    elif sys.stdout.isatty():
+        _show(fields, names, made)
+    else:
+        write_csv(sys.stdout, fields, class_names=names)
+
+
+def _predict(mc: MCDropout, inputs: Any, arguments: argparse.Namespace) -> Prediction:
+    run = mc.start(
+        inputs, num_samples=arguments.num_samples, seed=arguments.seed, standard_errors=arguments.standard_errors
+    )
+    with progress("passes", run.num_samples) as advance:
+        while not run.done:
+            before = run.passes
+            mc.advance(run, max(1, run.num_samples // STEPS))
+            advance(run.passes - before)
+    return run.prediction()
+
+
+def _fields(prediction: Prediction) -> dict[str, np.ndarray]:
+    """The prediction's numbers by name, those with one value in each row first."""
+    arrays = prediction.numpy()
+    fields = {name: getattr(arrays, name) for name in arrays.fields}
+    fields |= {f"{name}_standard_error": values for name, values in (arrays.standard_errors or {}).items()}
+    return dict(sorted(fields.items(), key=lambda item: item[1].ndim))
+
+
+def _show(fields: dict[str, np.ndarray], class_names: tuple[str, ...] | None, made: dict[str, int]) -> None:
+    """The first rows, with the fields that have one value in each."""
+    console = open_console()
+    rows = len(fields["mean"])
+    columns = {name: values for name, values in fields.items() if math.prod(values.shape[1:]) == 1}
+    table = new_table(("row", *columns), numeric=("row", *columns))
+    for row in range(min(rows, SHOWN_ROWS)):
+        cells = []
+        for name, values in columns.items():
+            value = values[row].item()
+            if name == "label" and class_names is not None:
+                cells.append(class_names[value])
+            else:
+                cells.append(f"{value:.4f}" if isinstance(value, float) else str(value))
+        table.add_row(str(row), *cells)
+    console.print(table)
+    hidden = f" The first {SHOWN_ROWS} of {rows} rows." if rows > SHOWN_ROWS else ""
+    console.print(
+        f"\n{made['num_samples']} passes, seed {made['seed']}.{hidden} -o FILE writes every number.", style="dim"
+    )

@@ -1,0 +1,156 @@
+"""Engines: what computes passes. Both draw the same noise for the same seed.
+
+`GraphEngine` runs a captured program: the prefix once per row, the suffix for many passes at a time. `EagerEngine`
+(in `eager`) runs the network itself, pass by pass and row by row. A `Sampler` asks an engine for chunks of passes and
+does not care which it has.
+"""
+
+import threading
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, fx
+
+from mcdrop.masks import Masks
+from mcdrop.program import Program
+from mcdrop.split import measure, split
+
+__all__ = ["Engine", "GraphEngine", "Mode"]
+
+Mode = Literal["folded", "mapped", "loop"]
+
+
+class Engine(Protocol):
+    """Computes passes. Read-only while predicting, so that many threads may share one."""
+
+    kind: str
+    merges: bool  # whether rows of several requests may be computed together
+
+    def prepare(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """What has to be computed once per row, for these rows."""
+
+    def passes(
+        self,
+        inputs: Sequence[Tensor],
+        prepared: Sequence[Tensor],
+        *,
+        passes: range,
+        seed: int,
+        rows: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        """Outputs (passes, rows, ...) of the network. `rows` holds each row's index where rows draw for themselves."""
+
+    def bytes_per_pass(self, inputs: Sequence[Tensor]) -> int:
+        """Memory that one pass of one row takes while it is computed."""
+
+
+class GraphEngine:
+    """A captured program, split and lowered, with its draws.
+
+    `mode` says how passes are computed together: "folded" into the batch, "mapped" by vmap, or "loop", one by one.
+    """
+
+    kind = "graph"
+    merges = True
+
+    def __init__(self, program: Program, mode: Mode, masks: Masks | None = None) -> None:
+        self.program, self.mode = program, mode
+        self.parts = split(program)
+        self.masks = masks or Masks()
+        self.device = program.device
+        self._placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
+        self._row_sizes = [program.inputs[number].shape[axis] == "batch" for number, axis in self.parts.roots]
+        self._mapped: dict[int, Any] = {}
+        self._footprints: dict[tuple[int, ...], int] = {}
+        self._lock = threading.Lock()
+
+    def prepare(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        with torch.no_grad():
+            return list(self.parts.prefix(*inputs))
+
+    def rows_of(self, inputs: Sequence[Tensor]) -> int:
+        """Number of rows in these inputs."""
+        batched = [x.shape[0] for x, spec in zip(inputs, self.program.inputs, strict=True) if spec.batched]
+        return batched[0] if batched else 1
+
+    def draws(
+        self, inputs: Sequence[Tensor], *, passes: range, seed: int, rows: Tensor | None
+    ) -> list[Tensor]:
+        """The draws of every active site for these inputs."""
+        roots = dict(zip(self.parts.roots, self.parts.sizes(inputs), strict=True))
+        count = self.rows_of(inputs)
+        return [
+            self.masks.draw(
+                site,
+                [measure(size, roots, self._placeholders) for size in sizes],
+                seed=seed,
+                passes=passes,
+                row_count=count,
+                rows=rows,
+                device=self.device,
+            )
+            for site, sizes in self.parts.draws
+        ]
+
+    def passes(
+        self,
+        inputs: Sequence[Tensor],
+        prepared: Sequence[Tensor],
+        *,
+        passes: range,
+        seed: int,
+        rows: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        return self.apply(inputs, prepared, self.draws(inputs, passes=passes, seed=seed, rows=rows), self.mode)
+
+    def apply(
+        self, inputs: Sequence[Tensor], prepared: Sequence[Tensor], draws: Sequence[Tensor], mode: Mode
+    ) -> tuple[Tensor, ...]:
+        """Outputs (passes, rows, ...) under given draws (passes, ...)."""
+        sizes = self.parts.sizes(inputs)
+        passes = draws[0].shape[0]
+        with torch.no_grad():
+            if mode == "folded" and self.parts.folded is not None:
+                folded = (n * passes if by_row else n for n, by_row in zip(sizes, self._row_sizes, strict=True))
+                outputs = self.parts.folded(*folded, *prepared, *draws)
+                return tuple(output.unflatten(0, (passes, -1)) for output in outputs)
+            if mode == "mapped":
+                in_dims = (None,) * (len(sizes) + len(prepared)) + (0,) * len(draws)
+                mapped: tuple[Tensor, ...] = torch.func.vmap(self.parts.mapped, in_dims=in_dims)(
+                    *sizes, *prepared, *draws
+                )
+                return mapped
+            each = [self.parts.mapped(*sizes, *prepared, *(draw[t] for draw in draws)) for t in range(passes)]
+            return tuple(torch.stack(outputs) for outputs in zip(*each, strict=True))
+
+    def bytes_per_pass(self, inputs: Sequence[Tensor]) -> int:
+        """Measured once for each shape of a row, by running one pass of one row and adding up what is alive."""
+        one = [x[:1] if spec.batched else x for x, spec in zip(inputs, self.program.inputs, strict=True)]
+        key = tuple(size for x in one for size in x.shape)
+        if key not in self._footprints:
+            draws = [draw[0] for draw in self.draws(one, passes=range(1), seed=0, rows=None)]
+            tally = _Tally(self.parts.mapped)
+            with torch.no_grad():
+                tally.run(*self.parts.sizes(one), *self.prepare(one), *draws)
+            self._footprints[key] = tally.peak
+        return self._footprints[key]
+
+
+class _Tally(fx.Interpreter):
+    """Runs a graph and notes how many bytes of its results were alive at once."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__(module)
+        self.peak = 1
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        storages = {}
+        for value in [*self.env.values(), result]:
+            for tensor in value if isinstance(value, tuple | list) else (value,):
+                if isinstance(tensor, Tensor) and n.op != "get_attr":
+                    storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        weights = {tensor.untyped_storage().data_ptr() for tensor in self.module.state_dict().values()}
+        self.peak = max(self.peak, sum(size for place, size in storages.items() if place not in weights))
+        return result

@@ -1,0 +1,184 @@
+"""A network given by words, as on the command line: `pkg.module:factory`, a weights file, input specifications.
+
+Code is only ever run from the factory's module, which the user names; weight files are read without unpickling
+objects (safetensors, or `torch.load(weights_only=True)`), and have to fit the network exactly.
+"""
+
+import importlib
+import os
+import pickle
+import sys
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from mcdrop.errors import SettingError
+from mcdrop.inputs import InputSpec
+
+__all__ = ["build_network", "example_inputs", "load_checkpoint", "read_checkpoint"]
+
+STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights in a checkpoint
+WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
+EXAMPLE_BATCH = 2
+EXAMPLE_SIZE = 8  # of a dynamic dimension, where its bounds allow it
+
+
+# ---- the network
+
+
+def build_network(reference: str) -> nn.Module:
+    """Import `pkg.module:factory` (the current directory included) and call it; a finished module is taken as it is.
+
+    Raises SettingError when the reference, the module or what it returns is not usable.
+    """
+    module_name, _, path = reference.partition(":")
+    if not module_name or not path:
+        raise SettingError(f"{reference!r} names no network. Write it as pkg.module:factory, for example models:build.")
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)
+    value: Any
+    try:
+        value = importlib.import_module(module_name)
+        for name in path.split("."):
+            value = getattr(value, name)
+    except ModuleNotFoundError as error:
+        raise SettingError(
+            f"{reference}: there is no module {error.name!r}. Run the command in the folder that contains "
+            f"{module_name.split('.')[0]!r}, or install the package."
+        ) from error
+    except AttributeError as error:
+        raise SettingError(f"{reference}: {error}. Name a function or class of that module.") from error
+    except Exception as error:
+        raise SettingError(f"{reference}: importing it failed with {type(error).__name__}: {error}") from error
+    if isinstance(value, nn.Module):
+        return value
+    if not callable(value):
+        raise SettingError(f"{reference} is a {type(value).__name__}; name a function that returns an nn.Module.")
+    try:
+        network = value()
+    except Exception as error:
+        raise SettingError(
+            f"{reference}() failed with {type(error).__name__}: {error}. The function is called without arguments."
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise SettingError(f"{reference}() returned a {type(network).__name__}; it has to return an nn.Module.")
+    return network
+
+
+# ---- its weights
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a checkpoint saved with `torch.save`; no object is unpickled."""
+    if not path.is_file():
+        raise SettingError(f"there is no weights file {path}.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols; what matters here raises
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise SettingError(
+            f"{path} contains more than weights, or is no checkpoint, and running code from a weights file is never "
+            "allowed. Save the weights alone: torch.save(model.state_dict(), path)."
+        ) from error
+    except Exception as error:  # a damaged file makes the readers fail in many ways
+        raise SettingError(f"{path} cannot be read as weights: {error}") from error
+    return _state_dict(checkpoint, path)
+
+
+def load_checkpoint(network: nn.Module, path: Path) -> None:
+    """Put all weights of the file into the network, which has to want exactly those. Raises SettingError."""
+    weights = read_checkpoint(path)
+    wanted = network.state_dict()
+    weights = _without_wrapper(weights, wanted)
+    loaded = {wanted[name].data_ptr() for name in weights if name in wanted}
+    missing = [name for name in wanted if name not in weights and wanted[name].data_ptr() not in loaded]  # tied: once
+    unexpected = [name for name in weights if name not in wanted]
+    different = [
+        f"{name} (file {list(weights[name].shape)}, network {list(wanted[name].shape)})"
+        for name in weights
+        if name in wanted and weights[name].shape != wanted[name].shape
+    ]
+    problems = [
+        f"{len(names)} {what}: {_some(names)}"
+        for what, names in (
+            ("missing in the file", missing),
+            ("unknown to the network", unexpected),
+            ("of another shape", different),
+        )
+        if names
+    ]
+    if problems:
+        raise SettingError(
+            f"{path} does not fit {type(network).__name__}: {'; '.join(problems)}. "
+            "Give the weights of exactly this network; none is skipped."
+        )
+    network.load_state_dict(weights, strict=False)  # names and shapes are checked above; tied weights may come once
+
+
+def _state_dict(checkpoint: object, path: Path) -> dict[str, Tensor]:
+    """The mapping of names to tensors in a checkpoint: itself, or its one entry of a usual name."""
+    if isinstance(checkpoint, Mapping):
+        inner = [key for key in STATE_DICT_KEYS if isinstance(checkpoint.get(key), Mapping)]
+        found = checkpoint[inner[0]] if len(inner) == 1 else checkpoint
+        if found and all(isinstance(value, Tensor) for value in found.values()):
+            return dict(found)
+        keys = f"a mapping with {_some([str(key) for key in checkpoint])}"
+    else:
+        keys = f"a {type(checkpoint).__name__}"
+    raise SettingError(
+        f"{path} holds {keys}; expected the tensors of a state dict, by themselves or under one of "
+        f"{', '.join(STATE_DICT_KEYS)}. Save them with torch.save(model.state_dict(), path)."
+    )
+
+
+def _without_wrapper(weights: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Drop the prefix that DataParallel or torch.compile put before every name, unless the network has it too."""
+    for prefix in WRAPPER_PREFIXES:
+        if all(name.startswith(prefix) for name in weights) and not any(name.startswith(prefix) for name in wanted):
+            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    return weights
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+# ---- an example of its inputs
+
+
+def example_inputs(specs: Iterable[InputSpec]) -> dict[str, Tensor]:
+    """One batch of two rows that fits the specifications: floats in [0, 1), ones for bool, integers 0 and 1.
+
+    Integers begin each row with 1, so that an attention mask never hides a whole row; uint8 goes up to 255, since it
+    holds images. Dynamic dimensions get 8, or the bound that is nearest to it.
+    """
+    generator = torch.Generator().manual_seed(0)
+    return {spec.name: _example(spec, generator) for spec in specs}
+
+
+def _example(spec: InputSpec, generator: torch.Generator) -> Tensor:
+    shape = [
+        size if isinstance(size, int) else EXAMPLE_BATCH if size == "batch" else _within(spec.bounds[size])
+        for size in spec.shape
+    ]
+    if spec.dtype.is_floating_point or spec.dtype.is_complex:
+        return torch.rand(shape, generator=generator).to(spec.dtype)
+    if spec.dtype == torch.bool:
+        return torch.ones(shape, dtype=torch.bool)
+    values = torch.randint(0, 256 if spec.dtype == torch.uint8 else 2, shape, generator=generator)
+    if values.ndim and values.shape[-1]:
+        values[..., 0] = 1
+    return values.to(spec.dtype)
+
+
+def _within(bounds: tuple[int, int | None]) -> int:
+    least, most = bounds
+    return max(least, EXAMPLE_SIZE if most is None else min(EXAMPLE_SIZE, most))

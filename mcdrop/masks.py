@@ -1,0 +1,116 @@
+"""The draws of a program's sites, made once per seed and kept.
+
+Shared draws depend on (seed, site, pass, unit) alone, so they are made once and kept packed, one bit a unit, and the
+most recent ones also ready to multiply; both under a bound on bytes, least recently used first out. Draws by row
+(`masks="independent"`) and draws that are no masks are made anew.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+from mcdrop.noise import keep_mask, normal, pack_bits, uniform, unpack_bits
+from mcdrop.sites import Site
+
+__all__ = ["Masks"]
+
+_BLOCK = 32  # passes that are drawn and kept together
+_BITS_BOUND = 256 * 2**20
+_READY_BOUND = 64 * 2**20
+
+
+class _Kept:
+    """Tensors under a bound on bytes, the least recently used first out. Safe to use from many threads."""
+
+    def __init__(self, bound: int) -> None:
+        self.bound, self.held = bound, 0
+        self.tensors: OrderedDict[Hashable, Tensor] = OrderedDict()
+        self.lock = threading.Lock()
+
+    def get(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        with self.lock:
+            if key in self.tensors:
+                self.tensors.move_to_end(key)
+                return self.tensors[key]
+        made = make()
+        with self.lock:
+            if key not in self.tensors and made.nbytes <= self.bound:
+                self.tensors[key] = made
+                self.held += made.nbytes
+                while self.held > self.bound:
+                    self.held -= self.tensors.popitem(last=False)[1].nbytes
+        return made
+
+
+class Masks:
+    """Makes and keeps the draws of one program on one device."""
+
+    def __init__(self, *, bits_bound: int = _BITS_BOUND, ready_bound: int = _READY_BOUND) -> None:
+        self._bits, self._ready = _Kept(bits_bound), _Kept(ready_bound)
+
+    def draw(
+        self,
+        site: Site,
+        sizes: Sequence[int],
+        *,
+        seed: int,
+        passes: range,
+        row_count: int,
+        rows: Tensor | None,
+        device: torch.device,
+    ) -> Tensor:
+        """The draws of a site, (passes, *sizes), kept units scaled, in float32.
+
+        `sizes` is the draw as the network asks for it, all rows included. With `rows` (the index of each row) every
+        row draws for itself; without, one draw stands for all rows, and the axis of the rows has the size of one.
+        """
+        shape, axis = tuple(sizes), site.row_axis
+        units = 1 if axis is None else shape[axis] // max(row_count, 1)
+        by_row = rows is not None and axis is not None
+        if by_row:
+            return self._make(site, shape, seed, passes, device, axis, rows, units)
+        if axis is not None:
+            shape = (*shape[:axis], units, *shape[axis + 1 :])
+        key = (seed, site.index, shape, passes.start, passes.stop, device)
+        return self._ready.get(key, lambda: self._shared(site, shape, seed, passes, device))
+
+    def _shared(self, site: Site, shape: tuple[int, ...], seed: int, passes: range, device: torch.device) -> Tensor:
+        if site.law != "bernoulli":
+            return self._make(site, shape, seed, passes, device, None, None, 1)
+        parts = []
+        for block in range(passes.start // _BLOCK, -(-passes.stop // _BLOCK)):
+            start = block * _BLOCK
+            bits = self._bits.get(
+                (seed, site.index, shape, block, device),
+                lambda start=start: pack_bits(self._keep(site, shape, seed, range(start, start + _BLOCK), device)),
+            )
+            parts.append(bits[max(passes.start - start, 0) : min(passes.stop - start, _BLOCK)])
+        bits = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return unpack_bits(bits, shape=shape, scale=site.scale, dtype=torch.float32).contiguous()
+
+    @staticmethod
+    def _keep(site: Site, shape: tuple[int, ...], seed: int, passes: range, device: torch.device) -> Tensor:
+        return keep_mask(p=site.p or 0.0, shape=shape, seed=seed, site=site.index, passes=passes, device=device)
+
+    @staticmethod
+    def _make(
+        site: Site,
+        shape: tuple[int, ...],
+        seed: int,
+        passes: range,
+        device: torch.device,
+        axis: int | None,
+        rows: Tensor | None,
+        units: int,
+    ) -> Tensor:
+        where = {"seed": seed, "site": site.index, "passes": passes, "device": device}
+        if axis is not None:
+            where |= {"row_axis": axis, "rows": rows, "units_per_row": units, "row_major": site.row_major}
+        if site.law == "uniform":
+            return uniform(shape=shape, **where)
+        if site.law == "normal":
+            return normal(shape=shape, **where)
+        return keep_mask(p=site.p or 0.0, shape=shape, **where).float().mul_(site.scale)

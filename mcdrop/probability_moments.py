@@ -1,0 +1,197 @@
+"""Streaming statistics of predicted distributions: one of several classes, yes or no, several labels.
+
+Each pass gives a distribution; kept are the power sums of its probabilities, the sum of its entropies and its vote.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mcdrop.accumulator import Accumulator
+from mcdrop.errors import SettingError
+from mcdrop.prediction import BinaryPrediction, ClassificationPrediction, MultilabelPrediction, Prediction
+from mcdrop.statistics import binary_entropy, entropy
+from mcdrop.sums import GroupSums, Place, PowerSums, jackknife_standard_error
+
+__all__ = ["BinaryAccumulator", "ClassAccumulator"]
+
+
+class ProbabilityAccumulator(Accumulator):
+    """One of several classes, and yes or no: distributions, their entropies and votes."""
+
+    _probs: PowerSums
+    _entropies: Tensor  # sums over passes
+    _votes: Tensor  # numbers of passes
+    _prob_groups: GroupSums
+    _entropy_groups: GroupSums
+    _tolerance: float  # of probabilities that the model returns
+
+    @abstractmethod
+    def _probabilities(self, chunk: Tensor) -> Tensor:
+        """The model's flattened output as probabilities, at least float32."""
+
+    @abstractmethod
+    def _entropy(self, probs: Tensor) -> Tensor:
+        """Entropies of (..., outer[, classes, inner])."""
+
+    @abstractmethod
+    def _vote(self, probs: Tensor, place: Place) -> None:
+        """Add the passes' votes."""
+
+    def _reduced(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape without its axis of classes."""
+        return shape
+
+    def _reduced_place(self, place: Place) -> Place:
+        """The place without its axis of classes."""
+        return place
+
+    def _reduced_layout(self) -> tuple[int, ...]:
+        """The output's own shape without its axis of classes."""
+        return self._layout
+
+    def _start(self, outputs: tuple[Tensor, ...]) -> None:
+        shape, device = tuple(self._flatten(outputs[0]).shape[1:]), outputs[0].device
+        self._probs = PowerSums(shape, order=4 if self._with_errors else 2, device=device)
+        self._tolerance = max(1e-4, 4 * torch.finfo(outputs[0].dtype).eps)
+        self._entropies = torch.zeros(self._reduced(shape), dtype=torch.float64, device=device)
+        self._votes = torch.zeros(shape, dtype=torch.int32, device=device)
+        if self._with_errors:
+            self._prob_groups = GroupSums(shape, dtype=self._dtype, device=device)
+            self._entropy_groups = GroupSums(self._reduced(shape), dtype=torch.float64, device=device)
+
+    def _add(self, chunk: tuple[Tensor, ...], groups: Tensor | None, place: Place, first: bool) -> None:
+        probs = self._probabilities(chunk[0].to(self._dtype))
+        entropies, reduced = self._entropy(probs), self._reduced_place(place)
+        self._entropies[reduced].add_(entropies.sum(dim=0, dtype=torch.float64))
+        self._vote(probs, place)
+        deviations = self._probs.add(probs, place, first=first)
+        if groups is not None:
+            self._prob_groups.add(deviations, groups, place)
+            self._entropy_groups.add(entropies, groups, reduced)
+
+    def _values(self, samples: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
+        probs = self._probabilities(self._flatten(samples[0]).to(self._dtype))
+        return probs.view(probs.shape[0], *self._layout), None
+
+    def _merge(self, other: Any) -> None:
+        if self._with_errors:
+            shift = other._probs.reference - self._probs.reference
+            self._prob_groups.merge(other._prob_groups, shift, other._group_counts)
+            self._entropy_groups.merge(other._entropy_groups, 0.0, other._group_counts)
+        self._probs.merge(other._probs, other.passes)
+        self._entropies += other._entropies
+        self._votes += other._votes
+
+    def _fields(self) -> dict[str, Any]:
+        """The fields that both kinds have, in the layout of the output."""
+        mean, variance = self._probs.mean(self.passes), self._probs.variance(self.passes)
+        total = self._entropy(mean)
+        # Jensen: the mean entropy is below the entropy of the mean, and equal to it where all passes agree.
+        spread = variance if total.shape == variance.shape else variance.amax(dim=1)
+        expected = torch.minimum(self._entropies / self.passes, total).where(spread > 0, total)
+        reduced = self._reduced_layout()
+        fields: dict[str, Any] = {
+            "mean": self._shaped(mean),
+            "variance": self._shaped(variance),
+            "entropy": total.to(self._dtype).view(reduced),
+            "expected_entropy": expected.to(self._dtype).view(reduced),
+            "votes": self._votes.clone().view(self._layout),
+            "class_names": self.task.class_names,
+        }
+        if self._with_errors:
+            fields["standard_errors"] = {
+                "mean": self._shaped(((variance + 1 / self.passes) / self.passes).sqrt()),
+                "variance": self._shaped(self._probs.variance_of_variance(self.passes).sqrt()),
+                **{name: error.to(self._dtype).view(reduced) for name, error in self._entropy_errors(total, expected)},
+            }
+        return fields
+
+    def _entropy_errors(self, total: Tensor, expected: Tensor) -> Iterator[tuple[str, Tensor]]:
+        groups = [group for group, count in enumerate(self._group_counts) if count]
+        if len(groups) < 2:
+            raise SettingError("standard errors take passes of at least two groups (pass index modulo 16).")
+        counts = [self._group_counts[group] for group in groups]
+        totals, expecteds = [], []
+        for group, count in zip(groups, counts, strict=True):
+            rest = self.passes - count
+            deviations = self._probs.sums[0] - self._prob_groups.sums[group]
+            totals.append(self._entropy(self._probs.reference + deviations / rest))
+            expecteds.append((self._entropies - self._entropy_groups.sums[group]) / rest)
+        left_total, left_expected = torch.stack(totals), torch.stack(expecteds)
+        yield "entropy", jackknife_standard_error(total, left_total, counts)
+        yield "expected_entropy", jackknife_standard_error(self._entropies / self.passes, left_expected, counts)
+        yield "mutual_information", jackknife_standard_error(total - expected, left_total - left_expected, counts)
+
+
+class ClassAccumulator(ProbabilityAccumulator):
+    """classification: (passes, outer, classes[, inner]) around the axis of the classes."""
+
+    def _flatten(self, output: Tensor) -> Tensor:
+        axis = self.task.axis(output.ndim - 1) + 1
+        shape = (output.shape[0], math.prod(output.shape[1:axis]), output.shape[axis])
+        inner = output.shape[axis + 1 :]
+        return output.reshape(*shape, math.prod(inner)) if inner else output.reshape(shape)
+
+    def _reduced(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return shape[:1] + shape[2:]
+
+    def _reduced_place(self, place: Place) -> Place:
+        return place[:1] + place[2:]
+
+    def _reduced_layout(self) -> tuple[int, ...]:
+        axis = self.task.axis(len(self._layout))
+        return self._layout[:axis] + self._layout[axis + 1 :]
+
+    def _probabilities(self, chunk: Tensor) -> Tensor:
+        if self.task.output_kind == "logits":
+            return chunk.softmax(dim=2)
+        total = chunk.sum(dim=2, keepdim=True)
+        if not bool((((total - 1).abs() <= self._tolerance) & (chunk >= -self._tolerance)).all()):
+            off = (total - 1).abs().max().item()
+            raise SettingError(
+                f'output_kind="probs", but the outputs along class_axis={self.task.class_axis} are no probabilities: '
+                f"they sum to 1 only within {off:.2g}, or one is below 0; expected within {self._tolerance:.2g}. "
+                'If the model returns logits leave output_kind at "logits"; else set class_axis to the axis of classes.'
+            )
+        return chunk.clamp_min(0) / total  # what half precision rounded off must not show in the entropies
+
+    def _entropy(self, probs: Tensor) -> Tensor:
+        return entropy(probs, class_axis=probs.ndim - self._probs.reference.ndim + 1)
+
+    def _vote(self, probs: Tensor, place: Place) -> None:
+        winners = probs.max(dim=2).indices.movedim(0, 1)  # (outer, passes[, inner])
+        self._votes[place].scatter_add_(1, winners, self._votes.new_ones(()).expand_as(winners))
+
+    def _predict(self, shared: dict[str, Any]) -> Prediction:
+        from_end = self.task.axis(len(self._layout)) - len(self._layout)
+        return ClassificationPrediction(class_axis=from_end, **self._fields(), **shared)
+
+
+class BinaryAccumulator(ProbabilityAccumulator):
+    """binary and multilabel: each number of the output by itself."""
+
+    def _probabilities(self, chunk: Tensor) -> Tensor:
+        if self.task.output_kind == "logits":
+            return chunk.sigmoid()
+        if not bool(((chunk >= -self._tolerance) & (chunk <= 1 + self._tolerance)).all()):
+            low, high = chunk.min().item(), chunk.max().item()
+            raise SettingError(
+                f'output_kind="probs", but the outputs lie between {low:.3g} and {high:.3g}; '
+                'expected 0 to 1. If the model returns logits leave output_kind at "logits".'
+            )
+        return chunk.clamp(0, 1)
+
+    def _entropy(self, probs: Tensor) -> Tensor:
+        return binary_entropy(probs)
+
+    def _vote(self, probs: Tensor, place: Place) -> None:
+        self._votes[place].add_((probs >= 0.5).sum(dim=0))
+
+    def _predict(self, shared: dict[str, Any]) -> Prediction:
+        kind = BinaryPrediction if self.task.name == "binary" else MultilabelPrediction
+        return kind(**self._fields(), **shared)

@@ -1,0 +1,68 @@
+"""A captured network: a pure function of (inputs, noise), as a graph of plain tensor operations.
+
+The graph is a `torch.fx.Graph` in a narrow dialect, so that it can be split, rewritten, proved and stored:
+
+    placeholder     one per tensor input, in the order of `inputs`
+    get_attr        a parameter, buffer or constant, by its name in `weights`
+    call_function   a functional ATen overload, integer arithmetic on sizes, or one of the three functions of `sites`:
+                    `noise` (a draw), `scale` and `alpha_scale` (its application)
+    output          one tuple of tensors: those that count
+
+Nothing in it mutates, reads a file or knows a device, and nothing but the `noise` nodes is random.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, fx
+
+from mcdrop.inputs import InputSpec
+from mcdrop.sites import Site
+
+__all__ = ["Program"]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A network as a function of its inputs and its noise. Read-only; shared by all threads.
+
+    Attributes:
+        graph: the calls, in order, in the dialect above.
+        weights: parameters, buffers and constants by the name that `get_attr` nodes use, all on one device.
+        inputs: one spec per placeholder, in order.
+        sites: every place where noise enters; the active ones first, in the order in which they draw.
+        dims: the dynamic dimensions besides the batch, each with its bounds (least, greatest or None).
+        rowwise: which outputs have the batch as their first axis.
+    """
+
+    graph: fx.Graph
+    weights: Mapping[str, Tensor]
+    inputs: tuple[InputSpec, ...]
+    sites: tuple[Site, ...]
+    dims: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
+
+    @property
+    def active_sites(self) -> tuple[Site, ...]:
+        """The sites that draw, in the order in which they draw: `active_sites[i].index == i`."""
+        return tuple(site for site in self.sites if site.active)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie; CPU for a network without any."""
+        return next((weight.device for weight in self.weights.values()), torch.device("cpu"))
+
+    def to(self, device: torch.device) -> "Program":
+        """The same program with its weights, and the constants that name a device, on `device`."""
+        graph = fx.Graph()
+        graph.output(graph.graph_copy(self.graph, {}))
+        for node in graph.nodes:
+            if node.op == "call_function":
+                node.args = fx.node.map_aggregate(node.args, lambda value: _moved(value, device))
+                node.kwargs = fx.node.map_aggregate(node.kwargs, lambda value: _moved(value, device))
+        weights = {name: weight.to(device) for name, weight in self.weights.items()}
+        return replace(self, graph=graph, weights=weights)
+
+
+def _moved(value: object, device: torch.device) -> object:
+    return device if isinstance(value, torch.device) else value

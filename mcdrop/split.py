@@ -1,0 +1,379 @@
+"""Program -> prefix and suffix: what runs once per row, and what runs once per row and pass.
+
+The prefix is all that no draw reaches; its results that the suffix needs are the *frontier*. The suffix is lowered in
+two forms, in which draws and sizes have become arguments:
+
+    mapped    one pass: meant for `torch.func.vmap` over passes, draws mapped on axis 0, the frontier not mapped
+    folded    all passes at once: passes stand in the batch axis, slowest (passes * rows), and a draw multiplies its
+              activations by broadcasting, so that neither masks nor the frontier are repeated where it can be helped
+
+The mapped form is the meaning; the folded one is faster where it is right, which shapes alone cannot tell (an index
+`arange(batch)` made before the first draw would read pass 0 only). Who uses it has to prove it first.
+"""
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from mcdrop.draws import alpha_scale, noise, scale
+from mcdrop.program import Program
+from mcdrop.recurrent import LAYERS, recurrent_layer
+from mcdrop.sites import Site
+
+__all__ = ["Split", "is_size", "measure", "split"]
+
+aten = torch.ops.aten
+
+_ARITHMETIC = {
+    operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod, operator.neg, operator.pow,
+    torch.sym_max, torch.sym_min,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Split:
+    """The two parts of a program, ready to run.
+
+    Attributes:
+        prefix: inputs -> the tensors of the frontier.
+        mapped: (sizes..., frontier..., draws of one pass...) -> outputs of one pass.
+        folded: (sizes..., frontier..., draws of all passes...) -> outputs of (passes * rows, ...); None where a site
+            is shared by the rows of a pass (a weight) or rows stand where they cannot be folded.
+        roots: which sizes of the inputs the suffix takes, as (number of the input, axis).
+        draws: for each active site the sizes of its draw, as ints or nodes of size arithmetic.
+        prefix_calls: number of operations that run once per row; `suffix_calls` once per row and pass.
+    """
+
+    prefix: Callable[..., tuple[Tensor, ...]]
+    mapped: Callable[..., tuple[Tensor, ...]]
+    folded: Callable[..., tuple[Tensor, ...]] | None
+    roots: tuple[tuple[int, int], ...]
+    draws: tuple[tuple[Site, tuple[Any, ...]], ...]
+    prefix_calls: int
+    suffix_calls: int
+    stochastic_outputs: tuple[bool, ...]
+
+    def sizes(self, inputs: Sequence[Tensor]) -> tuple[int, ...]:
+        """The values of `roots` for these inputs."""
+        return tuple(inputs[number].shape[axis] for number, axis in self.roots)
+
+
+class _Program:
+    """A program with what its nodes are: size arithmetic, stochastic, or made from sizes alone."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.nodes = list(program.graph.nodes)
+        self.placeholders = [node for node in self.nodes if node.op == "placeholder"]
+        self.sites = {site.index: site for site in program.active_sites}
+        self.sizes = {node for node in self.nodes if is_size(node)}
+        self.noises = [node for node in self.nodes if node.target is noise]
+        self.stochastic: set[fx.Node] = set()
+        made: dict[fx.Node, bool] = {}  # tensors made from sizes and constants alone -> whether from the number of rows
+        rows = {node for node in self.sizes if self._counts_rows(node)}
+        for node in self.nodes:
+            if node in self.noises or any(parent in self.stochastic for parent in node.all_input_nodes):
+                self.stochastic.add(node)
+            elif node.op == "call_function" and node not in self.sizes:
+                tensors = [parent for parent in node.all_input_nodes if parent not in self.sizes]
+                if all(parent in made for parent in tensors):
+                    made[node] = any(p in rows for p in node.all_input_nodes) or any(made[p] for p in tensors)
+        self.made = {node for node, from_rows in made.items() if from_rows}
+        output = next(node for node in self.nodes if node.op == "output")
+        self.outputs: tuple[fx.Node, ...] = tuple(output.args[0])
+        self.stochastic.discard(output)
+        self.frontier = self._frontier()
+
+    def _counts_rows(self, node: fx.Node) -> bool:
+        if node.target is aten.sym_size.int:
+            spec = self.program.inputs[self.placeholders.index(node.args[0])]
+            return bool(spec.shape[node.args[1]] == "batch")
+        return any(self._counts_rows(parent) for parent in node.all_input_nodes)
+
+    def _frontier(self) -> list[fx.Node]:
+        needed: dict[fx.Node, None] = {}
+        wanted = [node for node in self.nodes if node in self.stochastic and node not in self.noises]
+        parents = [parent for node in wanted for parent in node.all_input_nodes] + list(self.outputs)
+        seen: set[fx.Node] = set()
+        while parents:
+            parent = parents.pop()
+            if parent in seen or parent in self.stochastic or parent in self.sizes or parent.op == "get_attr":
+                continue
+            seen.add(parent)
+            if parent in self.made:
+                parents.extend(parent.all_input_nodes)
+            else:
+                needed[parent] = None
+        return [node for node in self.nodes if node in needed]
+
+
+def is_size(node: Any) -> bool:
+    """Whether a node is integer arithmetic on sizes rather than a tensor."""
+    if not isinstance(node, fx.Node) or node.op != "call_function":
+        return False
+    if node.target is aten.sym_size.int:
+        return True
+    return node.target in _ARITHMETIC and all(
+        is_size(argument) for argument in node.args if isinstance(argument, fx.Node)
+    )
+
+
+def measure(size: Any, roots: Mapping[tuple[int, int], int], inputs: Sequence[fx.Node]) -> int:
+    """The value of a size for given sizes of the inputs."""
+    if not isinstance(size, fx.Node):
+        return int(size)
+    if size.target is aten.sym_size.int:
+        return roots[inputs.index(size.args[0]), size.args[1]]  # type: ignore[arg-type]  # a placeholder and an int
+    function: Any = size.target
+    return int(function(*(measure(argument, roots, inputs) for argument in size.args)))
+
+
+def split(program: Program) -> Split:
+    """Cut a program where noise first enters, and lower both parts."""
+    p = _Program(program)
+    roots = sorted({(p.placeholders.index(n.args[0]), n.args[1]) for n in p.sizes if n.target is aten.sym_size.int})
+    prefix, prefix_calls = _prefix(p)
+    axes = _row_axes(p, prefix)
+    suffix_calls = sum(node.op == "call_function" for node in p.stochastic) - len(p.noises)
+    foldable = axes is not None and all(
+        site.row_axis is not None and site.row_major for site in p.sites.values()
+    ) and all(node in p.stochastic for node in p.outputs)
+    return Split(
+        prefix=prefix,
+        mapped=_suffix(p, roots, None),
+        folded=_suffix(p, roots, axes) if foldable else None,
+        roots=tuple(roots),
+        draws=tuple((p.sites[node.args[0]], tuple(node.args[1])) for node in p.noises),
+        prefix_calls=prefix_calls,
+        suffix_calls=suffix_calls,
+        stochastic_outputs=tuple(node in p.stochastic for node in p.outputs),
+    )
+
+
+def _module(p: _Program, graph: fx.Graph) -> fx.GraphModule:
+    wanted = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
+    module = fx.GraphModule({name: p.program.weights[name] for name in wanted}, graph)
+    return module.eval()
+
+
+def _prefix(p: _Program) -> tuple[fx.GraphModule, int]:
+    graph, env = fx.Graph(), {}
+    needed, waiting = set(), list(p.frontier)
+    while waiting:
+        node = waiting.pop()
+        if node not in needed:
+            needed.add(node)
+            waiting.extend(node.all_input_nodes)
+    for node in p.nodes:
+        if node.op == "placeholder" or node in needed:
+            env[node] = graph.node_copy(node, env.__getitem__)
+    graph.output(tuple(env[node] for node in p.frontier))
+    return _module(p, graph), sum(node.op == "call_function" and node not in p.sizes for node in needed)
+
+
+def _row_axes(p: _Program, prefix: Callable[..., Any]) -> dict[fx.Node, int | None] | None:
+    """The axis of each frontier tensor that runs over the rows; None if one has several such axes."""
+
+    def shapes(rows: int) -> list[torch.Size]:
+        sizes = {name: max(least, min(greatest or 5, 5)) for name, (least, greatest) in p.program.dims.items()}
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            inputs = [
+                torch.zeros(
+                    [rows if s == "batch" else sizes.get(s, 5) if isinstance(s, str) else s for s in spec.shape],
+                    dtype=spec.dtype,
+                    device=p.program.device,
+                )
+                for spec in p.program.inputs
+            ]
+            return [tensor.shape for tensor in prefix(*inputs)]
+
+    axes: dict[fx.Node, int | None] = {}
+    for node, two, three in zip(p.frontier, shapes(2), shapes(3), strict=True):
+        moving = [axis for axis, (a, b) in enumerate(zip(two, three, strict=True)) if a != b]
+        if len(moving) > 1 or any(two[axis] * 3 != three[axis] * 2 for axis in moving):
+            return None
+        axes[node] = moving[0] if moving else None
+    return axes
+
+
+def _suffix(p: _Program, roots: list[tuple[int, int]], axes: dict[fx.Node, int | None] | None) -> fx.GraphModule:
+    """The suffix in its mapped form, or, given the row axes of the frontier, in its folded form."""
+    folded = axes is not None
+    graph, env = fx.Graph(), dict[fx.Node, Any]()
+    sizes = {root: graph.placeholder(f"size_{number}") for number, root in enumerate(roots)}
+    for node in p.frontier:
+        env[node] = graph.placeholder(f"frontier_{node.name}")
+    draws = {node: graph.placeholder(f"draw_{node.args[0]}") for node in p.noises}
+    first = draws[p.noises[0]]
+
+    def lookup(node: fx.Node) -> Any:
+        """The node in the new graph; constants and sizes are copied when first used."""
+        if node not in env:
+            if node.target is aten.sym_size.int:
+                env[node] = sizes[p.placeholders.index(node.args[0]), node.args[1]]  # type: ignore[arg-type]
+            elif node in p.noises:
+                size = _argument(node.args[1][p.sites[node.args[0]].row_axis or 0], lookup)
+                arguments = (draws[node], p.sites[node.args[0]].row_axis, p.sites[node.args[0]].row_major, size)
+                env[node] = graph.call_function(_spread_folded if folded else _spread, arguments)
+            else:
+                env[node] = graph.node_copy(node, lookup)
+                if not folded:
+                    env[node].target = _MAPPED.get(node.target, node.target)
+        return env[node]
+
+    fresh = dict[fx.Node, fx.Node]()
+    if axes is not None:
+        for node in p.frontier:
+            if axes[node] is not None:
+                fresh[node] = env[node]
+                if not all(_applies(user, node, axes[node], p) for user in node.users):
+                    env[node] = graph.call_function(_repeat, (env[node], first, axes[node]))
+    for node in p.nodes:
+        if node not in p.stochastic or node in p.noises:
+            continue
+        if node.target in (scale, alpha_scale) and node.args[1] in p.noises:
+            x, drawn, *rest = node.args
+            site = p.sites[drawn.args[0]]
+            unrepeated = fresh.get(x) if folded and axes and axes.get(x) == site.row_axis else None
+            env[node] = graph.call_function(
+                _APPLY[node.target, folded],
+                (unrepeated or lookup(x), draws[drawn], site.row_axis, site.row_major, *rest),
+                {"unrepeated": True} if unrepeated is not None else {},
+            )
+        else:
+            lookup(node)
+    graph.output(tuple(lookup(node) for node in p.outputs))
+    graph.eliminate_dead_code()
+    return _module(p, graph)
+
+
+def _argument(value: Any, lookup: Callable[[fx.Node], Any]) -> Any:
+    return lookup(value) if isinstance(value, fx.Node) else value
+
+
+def _applies(user: fx.Node, node: fx.Node, axis: int | None, p: _Program) -> bool:
+    """Whether `user` does nothing to `node` but apply a draw, by rows on the same axis."""
+    return (
+        user.target in (scale, alpha_scale)
+        and user.args[0] is node
+        and user.args[1] in p.noises
+        and p.sites[user.args[1].args[0]].row_axis == axis
+    )
+
+
+def _apply(
+    function: Callable[..., Tensor], x: Tensor, drawn: Tensor, axis: int | None, row_major: bool, *rest: Any
+) -> Tensor:
+    """Apply one pass's draw; a draw shared by the rows may stand for k units of each row."""
+    if axis is None or drawn.shape[axis] in (1, x.shape[axis]):
+        return function(x, drawn, *rest)
+    units = drawn.shape[axis]
+    x_sizes, at = ((-1, units), axis) if row_major else ((units, -1), axis + 1)
+    return function(x.unflatten(axis, x_sizes), drawn.unsqueeze(at), *rest).flatten(axis, axis + 1)
+
+
+def _apply_folded(
+    function: Callable[..., Tensor],
+    x: Tensor,
+    drawn: Tensor,
+    axis: int,
+    row_major: bool,
+    *rest: Any,
+    unrepeated: bool = False,
+) -> Tensor:
+    """Apply the draws of all passes, by broadcasting: (..., passes, rows, units, ...) against (..., passes, 1, units)."""
+    passes, units = drawn.shape[0], drawn.shape[axis + 1]
+    drawn = drawn.movedim(0, axis)
+    rows = x.shape[axis] if unrepeated else x.shape[axis] // passes
+    x = x.unsqueeze(axis) if unrepeated else x.unflatten(axis, (passes, rows))
+    if units in (1, rows):
+        return function(x, drawn, *rest).flatten(axis, axis + 1)
+    x = x.unflatten(axis + 1, (rows // units, units))
+    return function(x, drawn.unsqueeze(axis + 1), *rest).flatten(axis, axis + 2)
+
+
+def _spread(drawn: Tensor, axis: int | None, row_major: bool, size: int) -> Tensor:
+    """A draw in the full shape that the network asked for: repeated over the rows that share it."""
+    if axis is None or drawn.shape[axis] == size:
+        return drawn
+    units = drawn.shape[axis]
+    at = axis if row_major else axis + 1
+    spread = drawn.unsqueeze(at)
+    wanted = list(spread.shape)
+    wanted[at] = size // units
+    return spread.expand(wanted).flatten(axis, axis + 1)
+
+
+def _spread_folded(drawn: Tensor, axis: int, row_major: bool, size: int) -> Tensor:
+    passes, units = drawn.shape[0], drawn.shape[axis + 1]
+    drawn = drawn.movedim(0, axis).unsqueeze(axis + 1)
+    wanted = list(drawn.shape)
+    wanted[axis + 1] = size // passes // units
+    return drawn.expand(wanted).flatten(axis, axis + 2)
+
+
+def _repeat(x: Tensor, drawn: Tensor, axis: int) -> Tensor:
+    """A frontier tensor once for each pass, passes slowest on the axis of the rows."""
+    x = x.unsqueeze(axis)
+    wanted = list(x.shape)
+    wanted[axis] = drawn.shape[0]
+    return x.expand(wanted).flatten(axis, axis + 1)
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Attention without dropout, by operations that can be mapped."""
+    if enable_gqa:
+        groups = query.shape[-3] // key.shape[-3]
+        key, value = (x.repeat_interleave(groups, -3) for x in (key, value))
+    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
+    if is_causal:
+        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        scores = scores.masked_fill(~seen, -torch.inf)
+    if mask is None:
+        return scores.softmax(-1) @ value
+    scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    return scores.softmax(-1).masked_fill((scores == -torch.inf).all(-1, keepdim=True), 0.0) @ value
+
+
+def _scale(x: Tensor, drawn: Tensor, axis: int | None, row_major: bool) -> Tensor:
+    return _apply(scale, x, drawn, axis, row_major)
+
+
+def _scale_folded(x: Tensor, drawn: Tensor, axis: int, row_major: bool, unrepeated: bool = False) -> Tensor:
+    return _apply_folded(scale, x, drawn, axis, row_major, unrepeated=unrepeated)
+
+
+def _alpha(x: Tensor, drawn: Tensor, axis: int | None, row_major: bool, p: float) -> Tensor:
+    return _apply(alpha_scale, x, drawn, axis, row_major, p)
+
+
+def _alpha_folded(x: Tensor, drawn: Tensor, axis: int, row_major: bool, p: float, unrepeated: bool = False) -> Tensor:
+    return _apply_folded(alpha_scale, x, drawn, axis, row_major, p, unrepeated=unrepeated)
+
+
+_APPLY: dict[tuple[Any, bool], Callable[..., Tensor]] = {
+    (scale, False): _scale,
+    (scale, True): _scale_folded,
+    (alpha_scale, False): _alpha,
+    (alpha_scale, True): _alpha_folded,
+}
+
+_MAPPED: dict[Any, Any] = {
+    aten.scaled_dot_product_attention.default: _attention,
+    **{operation: recurrent_layer(kind) for kind, operation in LAYERS.items()},
+}

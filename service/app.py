@@ -1,0 +1,94 @@
+"""The application: settings in, ASGI out."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.openapi.utils import get_openapi
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+import mcdrop
+from mcdrop.errors import McdropError
+from service.errors import problem
+from service.middleware import Door
+from service.registry import Registry
+from service.routes import health, models, predict
+from service.settings import Settings, load_settings
+
+log = logging.getLogger("service.app")
+
+DESCRIPTION = "Predictions with their uncertainty, by Monte Carlo dropout."
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The application. Models are found here, and loaded once it has started.
+
+    Raises SettingError or BundleError when there is nothing to serve. Under another server than `service.server`
+    give it as a factory: `uvicorn --factory service.app:create_app`.
+    """
+    settings = settings or load_settings()
+    app: FastAPI = FastAPIOffline(
+        title="mcdrop",
+        version=mcdrop.__version__,
+        description=DESCRIPTION,
+        redoc_url=None,
+        static_url="/docs/static",
+        redirect_slashes=False,
+        lifespan=_lifespan,
+        swagger_ui_parameters={"validatorUrl": None},  # else the page asks a server on the internet about itself
+    )
+    app.state.registry = Registry(settings)
+    app.include_router(predict.router)
+    app.include_router(models.router)
+    app.include_router(health.router)
+    app.add_exception_handler(HTTPException, _answer)  # the rest goes up to the door by itself
+    app.add_middleware(Door, max_body_bytes=settings.max_body_bytes)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
+    return app
+
+
+async def _answer(request: Request, error: Exception) -> Response:
+    return problem(error, request.scope)
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Load in the background, so that probes are answered from the first moment."""
+    registry: Registry = app.state.registry
+    registry.scheduler.start()
+    app.state.loading = loading = asyncio.create_task(registry.load())
+    loading.add_done_callback(_log_failure)
+    try:
+        yield
+    finally:
+        loading.cancel()
+        await asyncio.to_thread(registry.scheduler.stop)
+
+
+def _log_failure(loading: "asyncio.Task[None]") -> None:
+    if not loading.cancelled() and (error := loading.exception()) is not None:
+        log.error("a model could not be loaded: %s", error, exc_info=None if isinstance(error, McdropError) else error)
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, with an example per model: a request that was answered while warming up, and its answer."""
+    document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    registry: Registry = app.state.registry
+    examples = {name: model.example for name, model in registry.models.items() if model.example is not None}
+    for path, names in {
+        "/v1/predict": [name for name in examples if name == registry.default],
+        "/v1/models/{name}/predict": list(examples),
+    }.items():
+        if not names:
+            continue
+        operation = document["paths"][path]["post"]
+        asked = operation["requestBody"]["content"]["application/json"]
+        answered = operation["responses"]["200"]["content"]["application/json"]
+        asked["examples"] = {name: {"value": examples[name].request} for name in names}
+        answered["examples"] = {name: {"value": examples[name].answer} for name in names}
+    return document

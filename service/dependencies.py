@@ -1,0 +1,23 @@
+"""What routes are given."""
+
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+
+from service.registry import Registry
+from service.wire import Problem
+
+
+def _registry(request: Request) -> Registry:
+    registry: Registry = request.app.state.registry
+    return registry
+
+
+Models = Annotated[Registry, Depends(_registry)]
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    "default": {
+        "description": "Any failure.",
+        "content": {"application/problem+json": {"schema": Problem.model_json_schema()}},
+    }
+}

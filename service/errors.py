@@ -1,0 +1,150 @@
+"""Every failure that leaves over HTTP, in one shape and through one table.
+
+    {"type", "title", "status", "detail", "code", "request_id"}      as application/problem+json (RFC 9457)
+
+`detail` is the sentence that a user of the library reads, `code` is stable. Errors travel here by themselves: routes
+raise, never answer. What the table does not know is a bug: the answer says nothing of it, the log says all.
+"""
+
+import logging
+from dataclasses import dataclass
+from http import HTTPStatus
+
+import orjson
+import torch
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Scope
+
+from mcdrop.errors import InputError, McdropError, PassMemoryError, SettingError
+
+log = logging.getLogger("service.errors")
+
+
+class MalformedBodyError(McdropError, ValueError):
+    """The body is not JSON."""
+
+    code = "malformed-json"
+
+
+class InvalidRequestError(McdropError, ValueError):
+    """The body is JSON, but not a request."""
+
+    code = "invalid-request"
+
+
+class LimitError(McdropError, ValueError):
+    """A well-formed request asks for more than the server allows; the message names the limit and its setting."""
+
+    code = "limit-exceeded"
+
+
+class BodyTooLargeError(McdropError, ValueError):
+    """The body has more bytes than the server reads."""
+
+    code = "body-too-large"
+
+
+class MediaTypeError(McdropError, ValueError):
+    """The body comes in a form that this server does not read."""
+
+    code = "unsupported-media-type"
+
+
+class UnknownModelError(McdropError, LookupError):
+    """No model of this name is served, or none was named and none is the default."""
+
+    code = "unknown-model"
+
+
+class NotReadyError(McdropError, RuntimeError):
+    """Models are still being loaded, or the server is about to stop."""
+
+    code = "not-ready"
+
+
+class OverloadedError(McdropError, RuntimeError):
+    """As many requests wait as the server holds."""
+
+    code = "overloaded"
+
+
+class ClientGoneError(McdropError, ConnectionError):
+    """The client closed the connection before its answer was ready. For the log: nobody reads the answer."""
+
+    code = "client-gone"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: the status of an error, and headers that say when to come back."""
+
+    status: int
+    code: str | None = None  # None: the error's own
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+AGAIN = (("Retry-After", "1"),)
+NOT_AGAIN = (("x-should-retry", "false"),)
+
+TABLE: dict[type[BaseException], Row] = {
+    MalformedBodyError: Row(400),
+    UnknownModelError: Row(404),
+    BodyTooLargeError: Row(413),
+    MediaTypeError: Row(415),
+    InvalidRequestError: Row(422),
+    LimitError: Row(422),
+    InputError: Row(422),
+    SettingError: Row(422),
+    OverloadedError: Row(429, headers=AGAIN),
+    ClientGoneError: Row(499),
+    ClientDisconnect: Row(499, "client-gone"),  # starlette's, while the body is being read
+    NotReadyError: Row(503, headers=AGAIN),
+    PassMemoryError: Row(503, headers=NOT_AGAIN),
+    torch.OutOfMemoryError: Row(503, "out-of-memory", headers=NOT_AGAIN),
+    MemoryError: Row(503, "out-of-memory", headers=NOT_AGAIN),
+}
+HTTP_CODES = {404: "not-found", 405: "method-not-allowed"}  # routes and verbs that do not exist
+TITLES = {499: "Client Closed Request"}  # nginx's number, which HTTPStatus does not have
+
+
+def problem(error: BaseException, scope: Scope) -> Response:
+    """The answer to a request that ended in `error`."""
+    if isinstance(error, HTTPException):
+        code = HTTP_CODES.get(error.status_code, "http-error")
+        return _render(scope, error.status_code, code, _say(error, scope), dict(error.headers or {}))
+    row = next((TABLE[cls] for cls in type(error).__mro__ if cls in TABLE), None)
+    if row is None:
+        log.error("a request failed in an unforeseen way [%s]", request_id(scope), exc_info=error)
+        sentence = f"The server failed in a way it did not foresee. Its log has the details under {request_id(scope)}."
+        return _render(scope, 500, "internal-error", sentence, {})
+    code = row.code or str(getattr(error, "code", "internal-error"))
+    return _render(scope, row.status, code, str(error), dict(row.headers))
+
+
+def request_id(scope: Scope) -> str:
+    """The id under which this request is answered and logged."""
+    return str(scope.get("state", {}).get("request_id", "-"))
+
+
+def _say(error: HTTPException, scope: Scope) -> str:
+    if error.status_code == 404:
+        return f"There is nothing at {scope['path']}. GET / lists what this server answers."
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "another verb")
+        return f"{scope['path']} does not answer {scope['method']}, it answers {allowed}."
+    return str(error.detail)
+
+
+def _render(scope: Scope, status: int, code: str, detail: str, headers: dict[str, str]) -> Response:
+    title = TITLES.get(status) or HTTPStatus(status).phrase
+    content = {
+        "type": f"urn:mcdrop:problem:{code}",
+        "title": title,
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "request_id": request_id(scope),
+    }
+    return Response(orjson.dumps(content), status, headers, media_type="application/problem+json")

@@ -1,0 +1,133 @@
+"""One served model: loading and warming it, checking a request against its limits, the work that answers it."""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+import torch
+
+from mcdrop.predictor import MCDropout
+from mcdrop.sampling import Run
+from service import wire
+from service.errors import LimitError, NotReadyError
+from service.scheduler import Pace, Steps, timed_slices
+from service.settings import Settings, raise_limit
+
+log = logging.getLogger("service.model")
+
+LIMITS = ("max_rows", "max_num_samples", "max_cost", "max_body_bytes", "max_answer_values")
+EXAMPLE_BYTES = 20_000  # a longer example would bury the documentation
+
+
+@dataclass(frozen=True)
+class Example:
+    """A request that was answered while warming up, and its answer."""
+
+    request: dict[str, Any]
+    answer: dict[str, Any]
+
+
+@dataclass
+class ServedModel:
+    """One model, from the moment its folder is found."""
+
+    name: str
+    folder: Path
+    device: torch.device
+    settings: Settings
+    mc: MCDropout | None = None
+    example: Example | None = None
+    pace: Pace = field(default_factory=Pace)
+    values_per_row: int = 1  # numbers in one row of one pass, as seen while warming up
+
+    @property
+    def loaded(self) -> MCDropout:
+        """The model itself; raises NotReadyError while it is being loaded."""
+        if self.mc is None:
+            raise NotReadyError(f"The model {self.name} is still being loaded. Try again in a moment.")
+        return self.mc
+
+    def load(self) -> Steps[None]:
+        """Read the folder, run the model once, keep the answer as the documentation's example."""
+        mc = MCDropout.load(self.folder, device=self.device, max_memory=self.settings.max_memory)
+        yield
+        mc.warm()
+        yield
+        yield from self._make_example(mc)
+        self.mc = mc
+
+    def _make_example(self, mc: MCDropout) -> Steps[None]:
+        inputs = {spec.name: wire.example_input(spec) for spec in mc.signature.inputs}
+        content = {"inputs": inputs if len(inputs) > 1 else next(iter(inputs.values())), "num_samples": 32, "seed": 0}
+        try:
+            run = mc.start(content["inputs"], num_samples=32, seed=0)
+            yield from timed_slices(run, mc, self.pace)
+            prediction = run.prediction()
+        except Exception as error:  # made-up values need not suit every network
+            log.info("no example for %s: %s: %s", self.name, type(error).__name__, error)
+            return
+        self.values_per_row = prediction.mean[0].numel()
+        answer = wire.encode(prediction, wire.PredictRequest.model_validate(content), model=self.name, mc=mc)
+        if len(answer) + len(orjson.dumps(content)) <= EXAMPLE_BYTES:
+            self.example = Example(content, orjson.loads(answer))
+
+    def start(self, request: wire.PredictRequest) -> Run:
+        """Check everything that can be checked before computing. Raises what the error table knows."""
+        mc, settings = self.loaded, self.settings
+        wire.check_outputs(request, mc.task)
+        num_samples = mc.num_samples if request.num_samples is None else request.num_samples
+        _limit(num_samples, settings.max_num_samples, "passes (num_samples)", "max_num_samples")
+        run = mc.start(
+            request.inputs,
+            num_samples=num_samples,
+            seed=request.seed,
+            standard_errors="standard_errors" in request.outputs,
+            quantiles=request.quantile_levels,
+            samples="samples" in request.outputs,
+        )
+        _limit(run.rows, settings.max_rows, "rows", "max_rows")
+        _limit(run.rows * num_samples, settings.max_cost, "rows x passes", "max_cost")
+        keeps_passes = "samples" in request.outputs or request.quantile_levels
+        copies = len(wire.ALWAYS) + (num_samples if keeps_passes else 0)
+        _limit(run.rows * self.values_per_row * copies, settings.max_answer_values, "numbers", "max_answer_values")
+        return run
+
+    def answer(self, run: Run, request: wire.PredictRequest) -> Steps[bytes]:
+        """The work of one request, for the scheduler: slices of passes, then the answer's JSON."""
+        mc = self.loaded
+        yield from timed_slices(run, mc, self.pace)
+        return wire.encode(run.prediction(), request, model=self.name, mc=mc)
+
+    def summary(self) -> dict[str, Any]:
+        """One line of GET /v1/models."""
+        if self.mc is None:
+            return {"name": self.name, "ready": False}
+        return {"name": self.name, "ready": True, "version": self.mc.version, "task": self.mc.task.name}
+
+    def describe(self) -> dict[str, Any]:
+        """GET /v1/models/{name}: everything a caller has to know."""
+        mc, settings = self.loaded, self.settings
+        return {
+            **self.summary(),
+            "inputs": [wire.describe_input(spec) for spec in mc.signature.inputs],
+            "class_names": mc.task.class_names,
+            "outputs": wire.available_outputs(mc.task),
+            "defaults": {"num_samples": mc.num_samples, "seed": mc.seed, "masks": mc.masks},
+            "limits": {name: getattr(settings, name) for name in LIMITS},
+            "sites": [
+                {"path": site.path, "kind": site.kind, "p": site.p, "active": site.active, "reason": site.reason}
+                for site in mc.sites
+            ],
+            "device": str(mc.device),
+            "example": None if self.example is None else self.example.request,
+        }
+
+
+def _limit(value: int, limit: int, what: str, setting: str) -> None:
+    if value > limit:
+        raise LimitError(
+            f"The request asks for {value} {what} and this server allows {limit}. "
+            f"Ask for less at a time, or raise {raise_limit(setting)}."
+        )

@@ -1,0 +1,136 @@
+"""Everything about the server that can be set.
+
+Each setting is the same word in three places; what stands further left wins:
+
+    flag of `mcdrop serve`     environment            YAML file (--config or MCDROP_CONFIG)
+    --max-rows 100             MCDROP_MAX_ROWS=100    max_rows: 100
+
+Sizes are in bytes, times in seconds.
+"""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import yaml  # type: ignore[import-untyped]  # pydantic-settings brings it, nothing brings its stubs
+from pydantic import Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+from pydantic_core import ErrorDetails
+
+from mcdrop.errors import SettingError
+
+PREFIX = "MCDROP_"
+
+
+class Settings(BaseSettings):
+    """Checked and frozen. Build one with `load_settings`, which says in plain words what is wrong with a value."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, validate_default=True
+    )
+
+    config: Path | None = Field(None, description="YAML file with any of the settings below.")
+
+    models: Path = Field(Path("models"), description="A model folder (with model.json inside), or a folder of them.")
+    fallback_models: Path | None = Field(
+        None,
+        description="Served instead when `models` does not exist or is empty; the image keeps its demo model here.",
+    )
+    default_model: str | None = Field(
+        None, description="The model that /v1/predict answers with; a single model is the default by itself."
+    )
+    device: str = Field("auto", description="Where to compute: auto (CUDA if there is one), cpu, cuda, cuda:1, ...")
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="CPU threads for computing; left out, PyTorch's choice within the container's CPU limit.",
+    )
+    max_memory: int | None = Field(
+        None, ge=1, description="Bytes for the passes computed at one time; left out, a share of what is free."
+    )
+
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    shutdown_delay: float = Field(
+        0,
+        ge=0,
+        description="After SIGTERM, keep serving this long with /health/ready at 503, so that balancers notice.",
+    )
+    shutdown_timeout: int = Field(30, ge=0, description="Then let requests in progress finish for at most this long.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What the server logs.")
+
+    max_rows: int = Field(4096, ge=1, description="Rows in one request.")
+    max_num_samples: int = Field(10_000, ge=1, description="Passes in one request.")
+    max_cost: int = Field(4_000_000, ge=1, description="Rows x passes in one request.")
+    max_body_bytes: int = Field(32 * 2**20, ge=1, description="Bytes of a request's body.")
+    max_answer_values: int = Field(
+        10_000_000, ge=1, description="Numbers in one answer; samples and quantiles keep those of every pass."
+    )
+    max_pending: int = Field(64, ge=1, description="Requests that wait or are computed; one more is answered 429.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        given = init_settings.init_kwargs if isinstance(init_settings, InitSettingsSource) else {}
+        path = given.get("config") or os.environ.get(f"{PREFIX}CONFIG")
+        if not path:
+            return init_settings, env_settings
+        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls, yaml_file=Path(path))
+
+
+def load_settings(*, config: Path | str | None = None, **flags: object) -> Settings:
+    """Settings from flags, environment and YAML file. A flag that is None was not given.
+
+    Raises SettingError naming each wrong value, what is expected, and the places where it can be set.
+    """
+    path = config or os.environ.get(f"{PREFIX}CONFIG")
+    if path:
+        _check_yaml(Path(path))
+    given = {name: value for name, value in {"config": config, **flags}.items() if value is not None}
+    try:
+        return Settings(**given)  # type: ignore[arg-type]  # pydantic checks the values, that is what it is for
+    except ValidationError as error:
+        raise SettingError("\n".join(_explain(problem) for problem in error.errors())) from error
+
+
+def _check_yaml(path: Path) -> None:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingError(
+            f"The settings file {path} cannot be opened ({error.strerror}). "
+            f"Give --config, or {PREFIX}CONFIG, an existing YAML file."
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingError(f"The settings file {path} is not YAML: {error}") from error
+    if not isinstance(content, dict | None):
+        raise SettingError(f"The settings file {path} must hold lines such as `max_rows: 100`, not {content!r}.")
+
+
+def _explain(problem: ErrorDetails) -> str:
+    name = ".".join(str(part) for part in problem["loc"])
+    field = Settings.model_fields.get(name)
+    if field is None:
+        return f"There is no setting {name!r}. The settings are: {', '.join(Settings.model_fields)}."
+    message, value = problem["msg"], problem["input"]
+    return (
+        f"The setting {name} cannot be {value!r}: {message}. {field.description} "
+        f"Set it with --{name.replace('_', '-')}, {PREFIX}{name.upper()}, or `{name}:` in the settings file."
+    )
+
+
+def raise_limit(name: str) -> str:
+    """How an error message says which setting to change."""
+    return f"the setting {name} ({PREFIX}{name.upper()})"

@@ -1,0 +1,166 @@
+"""JSON to a request and a prediction to JSON: the only place where one becomes the other.
+
+Arrays are nested lists, row by row. A prediction's numbers are float32 (float64 where the model is), written with the
+fewest digits that give the same number back. JSON has no NaN and no infinity: `null` stands for them, in particular
+for the entropy of a regression whose variance is 0 (minus infinity).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import orjson
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from mcdrop.fields import FIELDS
+from mcdrop.inputs import InputSpec
+from mcdrop.prediction import Prediction
+from mcdrop.predictor import MCDropout
+from mcdrop.tasks import Task
+from service.errors import InvalidRequestError, MalformedBodyError
+
+ALWAYS = ("mean", "variance", "entropy", "label")  # in every answer, as far as the task has them
+ON_REQUEST = {  # outputs that cost memory or passes, so that a run has to know of them from its start
+    "standard_errors": "Monte Carlo standard error of each number, by its name.",
+    "quantiles": "Quantiles over passes, level by level as `quantile_levels` says: (levels, batch, ...).",
+    "samples": "The model's own outputs: (samples, batch, ...); of a pair (mean, log variance) first one, then the other.",
+}
+QUANTILE_LEVELS = (0.05, 0.5, 0.95)
+
+
+class PredictRequest(BaseModel):
+    """What to predict. Only `inputs` is needed."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    inputs: Any = Field(
+        description="A batch as nested lists, rows first, when the model has one input; else an object name -> array."
+    )
+    num_samples: int | None = Field(None, description="Stochastic passes; left out, the model's default.")
+    seed: int | None = Field(None, description="Same seed, same masks; left out, the model's default.")
+    outputs: list[str] = Field([], description="Further fields of the answer, by name; see GET /v1/models/{name}.")
+    quantiles: list[float] | None = Field(
+        None,
+        min_length=1,
+        description=f"Levels between 0 and 1 for the output `quantiles`, instead of {list(QUANTILE_LEVELS)}.",
+    )
+
+    @property
+    def quantile_levels(self) -> tuple[float, ...]:
+        """The levels asked for; none when the output was not asked for."""
+        if self.quantiles is not None:
+            return tuple(self.quantiles)
+        return QUANTILE_LEVELS if "quantiles" in self.outputs else ()
+
+
+class PredictAnswer(BaseModel):
+    """The prediction: one entry per row in each array. Documentation only: answers are written by `encode`."""
+
+    model_config = ConfigDict(
+        extra="allow", json_schema_extra={"additionalProperties": {"description": "See outputs."}}
+    )
+
+    model: str
+    version: str
+    num_samples: int = Field(description="Passes really used.")
+    seed: int = Field(description="Seed really used: sent again, it gives the same answer.")
+    mean: list[Any] = Field(description="Mean over passes: probabilities, or the predicted value.")
+    variance: list[Any] = Field(description="Variance over passes; for regression the total variance.")
+    entropy: list[Any] = Field(description="Entropy of the prediction in nats; null for minus infinity. Not for raw.")
+    label: list[Any] = Field([], description="Index of the most probable class. Classification only.")
+    class_names: list[str] = Field([], description="Names of the classes, in the order of `mean`, where known.")
+
+
+class Problem(BaseModel):
+    """Every failure has this shape (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str = Field(description="What was wrong, what was expected, what to do.")
+    code: str = Field(description="Stable, for programs.")
+    request_id: str = Field(description="The X-Request-Id of this answer, under which the server logs it.")
+
+
+def decode(body: bytes) -> PredictRequest:
+    """The request in a body. Raises MalformedBodyError or InvalidRequestError; tensors are checked by the model."""
+    try:
+        content = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        hint = " The body is empty." if not body else ""
+        raise MalformedBodyError(f'The body is not JSON: {error}.{hint} Send {{"inputs": [[...]]}}.') from error
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        raise InvalidRequestError(f'The body is a JSON {kind}; expected an object such as {{"inputs": [[...]]}}.')
+    try:
+        return PredictRequest.model_validate(content)
+    except ValidationError as error:
+        sentences = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}." for item in error.errors()]
+        known = ", ".join(PredictRequest.model_fields)
+        raise InvalidRequestError(f"{' '.join(sentences)} A request has the fields {known}.") from error
+
+
+def available_outputs(task: Task) -> dict[str, str]:
+    """Every field that an answer for this task can hold, with what it means."""
+    return {**FIELDS[task.name], **ON_REQUEST}
+
+
+def check_outputs(request: PredictRequest, task: Task) -> None:
+    """Raise InvalidRequestError where `outputs` names a field that a prediction of this task does not have."""
+    available = available_outputs(task)
+    unknown = [name for name in request.outputs if name not in available]
+    if unknown:
+        raise InvalidRequestError(
+            f"outputs: a {task.name} prediction has no {', '.join(map(repr, unknown))}. It has {', '.join(available)}."
+        )
+
+
+def encode(prediction: Prediction, request: PredictRequest, *, model: str, mc: MCDropout) -> bytes:
+    """The answer's bytes. Computes the fields that are asked for, so it belongs on the inference thread."""
+    answer: dict[str, Any] = {
+        "model": model,
+        "version": mc.version,
+        "num_samples": prediction.num_samples,
+        "seed": prediction.seed,
+    }
+    names = [name for name in ALWAYS if name in FIELDS[mc.task.name]] + list(request.outputs)
+    if request.quantile_levels:
+        names += ["quantile_levels", "quantiles"]
+    for name in dict.fromkeys(names):
+        answer[name] = _plain(getattr(prediction, name))
+    if mc.task.class_names:
+        answer["class_names"] = mc.task.class_names
+    return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _plain(value: Any) -> Any:
+    """Tensors as arrays that orjson writes, in whatever they are nested."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point() and value.dtype != torch.float64:
+            value = value.float()  # NumPy has no bfloat16
+        return np.ascontiguousarray(value.cpu().numpy())
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def describe_input(spec: InputSpec) -> dict[str, Any]:
+    """An input as GET /v1/models/{name} shows it; -1 stands for a size that may vary."""
+    return {
+        "name": spec.name,
+        "dtype": spec.dtype_name,
+        "shape": [size if isinstance(size, int) else -1 for size in spec.shape],
+        "spec": str(spec),
+    }
+
+
+def example_input(spec: InputSpec) -> Any:
+    """Valid values for one row: a ramp between 0 and 1, or ones for whole numbers and bool."""
+    shape = [size if isinstance(size, int) else max(spec.bounds.get(size, (1, None))[0], 1) for size in spec.shape]
+    if spec.dtype.is_floating_point:
+        return np.resize(np.arange(11) / 10, shape).tolist()
+    return np.ones(shape, dtype=bool if spec.dtype_name == "bool" else int).tolist()

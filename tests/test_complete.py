@@ -1,0 +1,270 @@
+"""Every way to write dropout in networks.py: all its sites are active, the draws are right, and nothing else changes.
+
+Three kinds of evidence for each row of the table: the engine's passes equal the network itself replayed with the
+same draws; they match PyTorch's own training mode in mean and variance; and the user's network, with every generator
+of the process, is bit for bit what it was. Networks to refuse and networks to run eagerly follow.
+"""
+
+import copy
+import functools
+import random
+import re
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import norm
+from torch import Tensor, nn
+
+from bounds import FALSE_ALARM
+from mcdrop import MCDropout, errors
+from networks import FALLBACKS, NETWORKS, REFUSED, Network
+from oracles import train_mode_samples
+
+pytestmark = [  # PyTorch's own remarks about networks that their users run anyway
+    pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors"),
+    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
+]
+
+every_network = pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.name)
+
+
+@functools.cache
+def captured(network: Network, engine: str = "auto") -> MCDropout:
+    """Kept for the tests of one network; `captured.cache_clear` is called when its last test is done."""
+    return MCDropout(
+        build(network), network.example(2), task=network.task, engine=engine, num_samples=8, **network.keywords
+    )
+
+
+def build(network: Network) -> nn.Module:
+    if network.needs:
+        pytest.importorskip(network.needs)
+    return network.build()
+
+
+def tensors(samples: Any) -> tuple[Tensor, ...]:
+    return samples if isinstance(samples, tuple) else (samples,)
+
+
+@every_network
+def test_sites_are_active(network: Network) -> None:
+    mc = captured(network)
+    assert mc.engine == "graph"
+    assert sum(site.active for site in mc.sites) == network.sites, str(mc.sites)
+    assert sum(not site.active for site in mc.sites) >= network.inactive, str(mc.sites)
+    assert all(site.reason for site in mc.sites if not site.active), str(mc.sites)
+
+
+@every_network
+@pytest.mark.parametrize("masks", ["shared", "independent"])
+def test_equals_the_network_with_the_same_draws(network: Network, masks: str) -> None:
+    """The eager engine runs the user's network itself, pass by pass, on the draws of the same seed."""
+    inputs = network.example(3)
+    got = tensors(captured(network).sample(inputs, num_samples=12, seed=3, masks=masks))
+    truth = tensors(captured(network, "eager").sample(inputs, num_samples=12, seed=3, masks=masks))
+    for ours, theirs in zip(got, truth, strict=True):
+        assert ours.shape == theirs.shape == (12, 3, *ours.shape[2:])
+        assert not torch.equal(ours, ours[:1].expand_as(ours)), "all passes are the same"
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=network.tolerance * (1 + float(theirs.abs().max())))
+
+
+PASSES = 4000
+COMPARISONS = 2 * 3 * 2 * len(NETWORKS)  # mean and variance of three outputs of two rows, more for few networks
+
+
+def assert_same_moments(ours: Tensor, theirs: Tensor) -> None:
+    """Two samples (passes, ...) have one mean and one variance.
+
+    The difference of two means is judged by its standard error, and so is that of two variances, by the fourth
+    moments; the quantile is normal, at a hundredth of the false alarm to be spent, since outputs are skewed.
+    With PASSES passes on either side this fails right code at most once in a million runs of the whole table, and
+    sees a mean off by 0.2 standard deviations or a variance off by about a quarter.
+    """
+    z = norm.isf(FALSE_ALARM / COMPARISONS / 100 / 2)
+    a, b = ours.double(), theirs.double()
+    for what, left, right in (("mean", a, b), ("variance", (a - a.mean(0)) ** 2, (b - b.mean(0)) ** 2)):
+        error = torch.sqrt(left.var(0) / len(left) + right.var(0) / len(right)) + 1e-6 * (1 + a.abs().amax())
+        worst = ((left.mean(0) - right.mean(0)).abs() / error).max()
+        assert worst <= z, f"{what}: {worst:.1f} standard errors apart (at most {z:.1f})"
+
+
+@every_network
+def test_matches_training_mode(network: Network) -> None:
+    inputs = network.example(2)
+    got = tensors(captured(network).sample(inputs, num_samples=PASSES, seed=1))
+    copies = 1 if any(site.row_axis is None for site in captured(network).sites if site.active) else 200
+    truth = train_mode_samples(
+        build(network), inputs, PASSES, 1, frozen=network.frozen, output=network.keywords.get("output"), copies=copies
+    )
+    for ours, theirs in zip(got, tensors(truth), strict=True):
+        assert_same_moments(ours.flatten(1), theirs.flatten(1))
+
+
+@every_network
+def test_any_number_of_rows(network: Network) -> None:
+    mc = captured(network)
+    alone, three = (tensors(mc.sample(network.example(rows), num_samples=3, seed=2)) for rows in (1, 3))
+    none = tensors(mc.sample(network.example(0), num_samples=3, seed=2))
+    for one, many, empty in zip(alone, three, none, strict=True):
+        torch.testing.assert_close(one, many[:, :1], rtol=0, atol=network.tolerance * (1 + float(many.abs().max())))
+        assert empty.shape == (3, 0, *many.shape[2:])
+        assert empty.dtype == many.dtype
+
+
+# ---- harmless
+
+
+def fingerprint(model: nn.Module) -> dict[str, Any]:
+    """Everything about a network and the process's generators that a user could notice to have changed."""
+    values: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "numpy": np.random.get_state(),
+        "python": random.getstate(),
+        "state_dict": copy.copy(model.state_dict()),
+        "grad mode": torch.is_grad_enabled(),
+        "dtype": torch.get_default_dtype(),
+        "threads": torch.get_num_threads(),
+    }
+    for name, module in model.named_modules(remove_duplicate=False):
+        values[f"{name}: module"] = (id(module), type(module), module.training, sorted(vars(module)))
+        for key, value in vars(module).items():
+            if "hooks" in key:
+                values[f"{name}: {key}"] = [(number, id(hook)) for number, hook in (value or {}).items()]
+            elif not key.startswith("_") and isinstance(value, (int, float, str, tuple, type(None))):
+                values[f"{name}: {key}"] = value
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        values[f"{name}: tensor"] = (
+            id(tensor),
+            tensor.data_ptr(),
+            tensor._version,
+            tensor.requires_grad,
+            tensor.is_leaf,
+            tensor.grad is None,
+            type(tensor),
+        )
+        values[f"{name}: value"] = tensor.detach().clone()
+    return values
+
+
+def assert_same(before: Any, after: Any, where: str = "") -> None:
+    if isinstance(before, dict):
+        assert before.keys() == after.keys(), where
+        for key in before:
+            assert_same(before[key], after[key], f"{where} {key}")
+    elif isinstance(before, Tensor):
+        assert (before.dtype, before.shape) == (after.dtype, after.shape), where
+        assert torch.equal(before.reshape(-1).view(torch.uint8), after.reshape(-1).view(torch.uint8)), where
+    elif isinstance(before, np.ndarray):
+        assert np.array_equal(before, after), where
+    elif isinstance(before, (tuple, list)):
+        assert len(before) == len(after), where
+        for index, pair in enumerate(zip(before, after, strict=True)):
+            assert_same(*pair, f"{where}[{index}]")
+    else:
+        assert before == after, where
+
+
+@every_network
+def test_leaves_no_trace(network: Network) -> None:
+    model, inputs = build(network), network.example(2)
+    before, seen = fingerprint(model), fingerprint_of_inputs(inputs)
+    mc = MCDropout(model, inputs, task=network.task, **network.keywords)
+    mc(inputs, num_samples=3)
+    assert_same(before, fingerprint(model))
+    assert_same(seen, fingerprint_of_inputs(inputs))
+
+
+def fingerprint_of_inputs(inputs: Any) -> list[Tensor]:
+    values: Iterable[Tensor] = inputs.values() if isinstance(inputs, dict) else tensors(inputs)
+    return [value.clone() for value in values]
+
+
+def test_a_model_in_training_stays_in_training() -> None:
+    model = next(network for network in NETWORKS if network.name == "BatchNorm and dropout").build()
+    model.train()
+    model[1].eval()
+    before = fingerprint(model)
+    MCDropout(model, torch.zeros(2, 2, 6, 6), task="classification")
+    assert_same(before, fingerprint(model))
+
+
+def test_is_a_snapshot() -> None:
+    network = NETWORKS[0]
+    model, inputs = network.build(), network.example(2)
+    mc = MCDropout(model, inputs, task="classification")
+    before = mc.sample(inputs, num_samples=4, seed=0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    model[2].p = 0.9
+    assert torch.equal(before, mc.sample(inputs, num_samples=4, seed=0))
+
+
+# ---- refused
+
+
+@pytest.mark.parametrize("network", REFUSED, ids=lambda network: network.name)
+def test_refused(network: Network) -> None:
+    model, inputs = network.build(), network.example(3)
+    before = fingerprint(model)
+    with pytest.raises(getattr(errors, network.error)) as caught:
+        MCDropout(model, inputs, task="classification")
+    assert re.search(network.message, str(caught.value)), str(caught.value)
+    assert_same(before, fingerprint(model))
+
+
+@pytest.mark.parametrize("engine", ["graph", "eager"])
+@pytest.mark.parametrize(
+    "network",
+    [network for network in REFUSED if network.error in ("UnsupportedRandomnessError", "NoDropoutError")],
+    ids=lambda network: network.name,
+)
+def test_refused_under_every_engine(network: Network, engine: str) -> None:
+    with pytest.raises(getattr(errors, network.error), match=network.message):
+        MCDropout(network.build(), network.example(3), task="classification", engine=engine)
+
+
+# ---- run by the eager engine
+
+
+@pytest.mark.parametrize("network", FALLBACKS, ids=lambda network: network.name)
+def test_falls_back_with_one_warning(network: Network) -> None:
+    model, inputs = network.build(), network.example(2)
+    before = fingerprint(model)
+    with pytest.warns(UserWarning) as warned:
+        mc = MCDropout(model, inputs, task="classification")
+    assert len(warned) == 1, [str(warning.message) for warning in warned]
+    assert mc.engine == "eager"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prediction = mc(inputs, num_samples=50, seed=4)
+        samples = mc.sample(inputs, num_samples=1000, seed=4)
+    assert bool((prediction.variance > 0).any())
+    assert_same(before, fingerprint(model))
+    truth = train_mode_samples(network.build(), inputs, PASSES, 1)
+    assert_same_moments(samples.flatten(1), truth.flatten(1))
+    assert torch.equal(samples[:20], mc.sample(inputs, num_samples=20, seed=4))
+
+
+@pytest.mark.parametrize("network", FALLBACKS, ids=lambda network: network.name)
+def test_graph_engine_says_why_not(network: Network) -> None:
+    with pytest.raises(errors.CaptureError) as caught:
+        MCDropout(network.build(), network.example(2), task="classification", engine="graph")
+    assert "engine" in str(caught.value)
+
+
+def test_errors_of_the_network_keep_their_type() -> None:
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.dropout = nn.Linear(6, 3), nn.Dropout(0.3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            raise LookupError("no such thing as this word")
+
+    with pytest.raises(LookupError, match="no such thing as this word"):
+        MCDropout(Broken(), torch.zeros(2, 6), task="classification")
