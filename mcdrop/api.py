@@ -67,7 +67,7 @@ class Call(Generic[Result]):
         return headers if self.content is None else {**headers, "Content-Type": "application/json"}
 
     def result(self, response: httpx.Response) -> Result:
-        """What the answer means; raises APIStatusError, or APIConnectionError for an answer that is none of mcdrop's."""
+        """What the answer means; raises APIStatusError, or APIConnectionError for one that is not mcdrop's."""
         request_id = response.headers.get("x-request-id")
         try:
             answer = orjson.loads(response.content)

@@ -12,6 +12,7 @@ import importlib
 import os
 import sys
 import typing
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ first steps:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. Wrong usage and --help leave by SystemExit, as argparse does."""
     arguments = _parser().parse_args(argv)
+    warnings.showwarning = _show_warning
     try:
         run = getattr(importlib.import_module("mcdrop.commands"), arguments.command)
         run(arguments)
@@ -52,6 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"mcdrop: error: {_sentence(error)}", file=sys.stderr)
         return 1
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+    """A warning as one line, without the place in the code that means nothing to whoever typed a command."""
+    print(f"mcdrop: warning: {message}", file=sys.stderr)
 
 
 def _sentence(error: Exception) -> str:
@@ -139,11 +146,14 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
         default=[],
         dest="inputs",
         metavar="SPEC",
-        help='an input, in the order of forward(): "image: float32[batch, 1, 28, 28]", '
+        help='an input of forward(), by its name there: "image: float32[batch, 1, 28, 28]", '
         '"ids: int64[batch, length<=512]"; repeat for more',
     )
     parser.add_argument(
         "--example", type=Path, metavar="FILE", help="inputs to trace with, .npz or .npy (default: made from --input)"
+    )
+    parser.add_argument(
+        "--allow-row-interaction", action="store_true", help="go on although the rows of a batch influence one another"
     )
 
 
@@ -191,7 +201,7 @@ def _add_export(commands: Any) -> None:
             help="one thinned network per pass for all rows, or one per row (default: %(default)s)",
         )
         defaults.add_argument(
-            "--dtype", choices=DTYPES, default=None, help="compute in this type (default: the network's)"
+            "--dtype", choices=DTYPES, default="float32", help="compute in this type (default: %(default)s)"
         )
         defaults.add_argument("--name", help="name of the model (default: the folder's)")
         defaults.add_argument("--version", default="1", help="version of the model (default: %(default)s)")

@@ -13,8 +13,8 @@ import torch
 import mcdrop
 from mcdrop.datafiles import as_json, check_output, read_arrays, read_inputs, write_csv, write_fields
 from mcdrop.demo import demo as run_demo
-from mcdrop.errors import SettingError
-from mcdrop.exporting import build_network, example_inputs, load_checkpoint
+from mcdrop.errors import McdropError, SettingError
+from mcdrop.exporting import build_network, call_of, load_checkpoint
 from mcdrop.inputs import InputSpec, check_finite
 from mcdrop.prediction import Prediction
 from mcdrop.predictor import MCDropout
@@ -25,6 +25,7 @@ from service.settings import load_settings
 __all__ = ["demo", "export", "inspect", "predict", "serve", "versions"]
 
 SHOWN_ROWS = 20  # of a prediction, in a terminal
+FIRST = ("label", "confidence")  # of the columns
 STEPS = 20  # of a progress bar
 
 
@@ -64,25 +65,31 @@ def export(arguments: argparse.Namespace) -> None:
         num_samples=arguments.num_samples,
         seed=arguments.seed,
         masks=arguments.masks,
-        dtype=None if arguments.dtype is None else getattr(torch, arguments.dtype),
+        dtype=getattr(torch, arguments.dtype),
+        engine="graph",
         name=arguments.name,
         version=arguments.version,
     )
     mc.save(arguments.folder)
+    name = mc.name or arguments.folder.resolve().name
     if arguments.json:
-        print(json.dumps({"folder": str(arguments.folder), **facts(mc)}))
+        print(json.dumps({"folder": str(arguments.folder), **facts(mc, name)}))
     else:
-        report(mc)
+        report(mc, name)
         print(f"\nSaved in {arguments.folder}. Serve it: mcdrop serve {arguments.folder}")
 
 
 def inspect(arguments: argparse.Namespace) -> None:
     folder = Path(arguments.model)
-    mc = MCDropout.load(folder) if folder.is_dir() or ":" not in arguments.model else _capture(arguments)
-    if arguments.json:
-        print(json.dumps(facts(mc)))
+    if folder.is_dir() or ":" not in arguments.model:
+        mc = MCDropout.load(folder)
+        name = mc.name or folder.resolve().name
     else:
-        report(mc)
+        mc, name = _capture(arguments), arguments.model
+    if arguments.json:
+        print(json.dumps(facts(mc, name)))
+    else:
+        report(mc, name)
 
 
 def _capture(arguments: argparse.Namespace, **settings: Any) -> MCDropout:
@@ -96,10 +103,25 @@ def _capture(arguments: argparse.Namespace, **settings: Any) -> MCDropout:
     network = build_network(arguments.model)
     if arguments.weights is not None:
         load_checkpoint(network, arguments.weights)
-    example = example_inputs(specs) if arguments.example is None else read_arrays(arguments.example)
-    if isinstance(example, dict) and len(example) == 1:
-        example = next(iter(example.values()))
-    return MCDropout(network, example, task=arguments.task, **settings)
+    given = None if arguments.example is None else read_arrays(arguments.example)
+    example, dynamic = call_of(network, specs, given)
+    try:
+        return MCDropout(
+            network,
+            example,
+            task=arguments.task,
+            dynamic=dynamic,
+            allow_row_interaction=arguments.allow_row_interaction,
+            **settings,
+        )
+    except McdropError:
+        raise
+    except Exception as error:  # from the user's code
+        described = ", ".join(arguments.inputs) or arguments.example
+        raise SettingError(
+            f"{type(network).__name__} cannot be run on inputs like {described}; it raises {type(error).__name__}: "
+            f"{error}. Describe the inputs that its forward() takes."
+        ) from error
 
 
 def _class_names(text: str | None) -> tuple[str, ...] | None:
@@ -115,38 +137,42 @@ def _class_names(text: str | None) -> tuple[str, ...] | None:
     return tuple(line.strip() for line in lines if line.strip())
 
 
-def facts(mc: MCDropout) -> dict[str, Any]:
+def facts(mc: MCDropout, name: str) -> dict[str, Any]:
     """What there is to know of a model, as plain JSON."""
     return {
-        "name": mc.name,
+        "name": name,
         "version": mc.version,
         "task": mc.task.name,
         "class_names": mc.task.class_names,
         "inputs": [str(spec) for spec in mc.signature.inputs],
         "defaults": {"num_samples": mc.num_samples, "seed": mc.seed, "masks": mc.masks},
-        "engine": mc.engine,
         "device": str(mc.device),
         "sites": [
-            {name: getattr(site, name) for name in ("path", "kind", "p", "shape", "active", "reason", "source")}
+            {key: getattr(site, key) for key in ("path", "kind", "p", "shape", "active", "reason", "source")}
             for site in mc.sites
         ],
-        "cost": dict(mc.cost),
+        "cost": mc.cost,
     }
 
 
-def report(mc: MCDropout) -> None:
+def report(mc: MCDropout, name: str) -> None:
     """The same, to be read by people."""
     names = mc.task.class_names
-    classes = f" of {len(names)} classes: {', '.join(names[:10])}{', ...' * (len(names) > 10)}" if names else ""
+    classes = f", {len(names)} classes: {', '.join(names[:10])}{', ...' * (len(names) > 10)}" if names else ""
     table = new_table(("", ""))
     table.show_header = False
-    table.add_row("model", f"{mc.name or '(its folder names it)'}, version {mc.version}")
+    table.add_row("model", f"{name}, version {mc.version}")
     table.add_row("inputs", "\n".join(map(str, mc.signature.inputs)))
     table.add_row("task", mc.task.name + classes)
     table.add_row("defaults", f"{mc.num_samples} passes, seed {mc.seed}, {mc.masks} masks")
-    console = open_console()
-    console.print(table)
-    print(f"\n{mc.sites}\n\n{mc.cost}")
+    if mc.engine == "graph":
+        cost = mc.cost
+        table.add_row("once per row", f"{cost['prefix_operations']} operations (prefix)")
+        table.add_row("once per pass", f"{cost['suffix_operations']} operations (suffix, {cost['mode']})")
+    else:
+        table.add_row("once per pass", "everything: it runs eagerly")
+    open_console().print(table)
+    print(f"\n{mc.sites}")
 
 
 # ---- predict
@@ -155,7 +181,8 @@ def report(mc: MCDropout) -> None:
 def predict(arguments: argparse.Namespace) -> None:
     if arguments.output is not None:
         check_output(arguments.output)
-    mc = MCDropout.load(arguments.folder, device=arguments.device)
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    mc = MCDropout.load(arguments.folder, device=device)
     inputs = read_inputs(arguments.data, mc.signature)
     check_finite(mc.signature.bind(inputs)[0], mc.signature.names)
     prediction = _predict(mc, inputs, arguments)
@@ -187,11 +214,11 @@ def _predict(mc: MCDropout, inputs: Any, arguments: argparse.Namespace) -> Predi
 
 
 def _fields(prediction: Prediction) -> dict[str, np.ndarray]:
-    """The prediction's numbers by name, those with one value in each row first."""
+    """The prediction's numbers by name: the label, then what has one value in each row, then the rest."""
     arrays = prediction.numpy()
     fields = {name: getattr(arrays, name) for name in arrays.fields}
     fields |= {f"{name}_standard_error": values for name, values in (arrays.standard_errors or {}).items()}
-    return dict(sorted(fields.items(), key=lambda item: item[1].ndim))
+    return dict(sorted(fields.items(), key=lambda item: (item[1].ndim, item[0] not in FIRST)))
 
 
 def _show(fields: dict[str, np.ndarray], class_names: tuple[str, ...] | None, made: dict[str, int]) -> None:

@@ -107,7 +107,9 @@ def check_graph(graph: fx.Graph, *, weights: Iterable[str], inputs: int, sites: 
     if unused := sorted(wanted - used):
         raise Refused(f"the weight {unused[0]!r} is not used")
     active = [site.index for site in sites if site.active]
-    if any(a >= b for a, b in zip([-1, *active], active, strict=False)) or any(site.index != -1 for site in sites if not site.active):
+    if any(a >= b for a, b in zip([-1, *active], active, strict=False)) or any(
+        site.index != -1 for site in sites if not site.active
+    ):
         raise Refused("active sites have to be numbered 0, 1, 2, ... and inactive ones -1")
     if draws != Counter(active):
         odd = sorted((draws - Counter(active)) + (Counter(active) - draws))[0]

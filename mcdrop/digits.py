@@ -72,7 +72,7 @@ def train(
     digits: Digits, *, epochs: int = 30, seed: int = 0, on_epoch: Callable[[], object] | None = None
 ) -> DigitNetwork:
     """A trained network on the CPU, in eval mode. The global random state is the same before and after."""
-    with torch.random.fork_rng(devices=[]), _few_threads():
+    with torch.random.fork_rng(devices=[]), _one_thread():
         torch.default_generator.manual_seed(seed)
         network = DigitNetwork()
         images, labels = _tensors(digits)
@@ -131,10 +131,10 @@ def _drawn(picture: str) -> np.ndarray:
 
 
 @contextmanager
-def _few_threads() -> Iterator[None]:
-    """Batches this small only lose by being shared among the many cores of a server."""
+def _one_thread() -> Iterator[None]:
+    """Small batches gain little from more threads and lose a lot on a busy machine; and sums keep their order."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(min(threads, 4))
+    torch.set_num_threads(1)
     try:
         yield
     finally:

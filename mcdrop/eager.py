@@ -54,10 +54,14 @@ class Supply:
 
 
 class Neutral(Supply):
-    """Every draw at its mean, so that dropout is the identity."""
+    """Every draw at its mean, so that dropout is the identity; masks with the value `kept`, if that is given."""
+
+    def __init__(self, kept: float | None = None) -> None:
+        super().__init__()
+        self.kept = kept
 
     def make(self, index: int, law: str, shape: tuple[int, ...], p: float, device: torch.device) -> Tensor:
-        value = {"bernoulli": 1 - p, "uniform": 0.5, "normal": 0.0}[law]
+        value = {"bernoulli": 1 - p if self.kept is None else self.kept, "uniform": 0.5, "normal": 0.0}[law]
         return torch.full(shape, value, device=device, dtype=torch.float64)
 
     def bernoulli(self, probs: Tensor) -> Tensor:
@@ -235,9 +239,9 @@ def drawing(supply: Supply) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def neutral() -> Iterator[Neutral]:
+def neutral(kept: float | None = None) -> Iterator[Neutral]:
     """Inside, every draw has the value that leaves a network unchanged; what was drawn."""
-    supply = Neutral()
+    supply = Neutral(kept)
     with drawing(supply), _NoAlpha():
         yield supply
 

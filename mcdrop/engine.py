@@ -74,9 +74,7 @@ class GraphEngine:
         batched = [x.shape[0] for x, spec in zip(inputs, self.program.inputs, strict=True) if spec.batched]
         return batched[0] if batched else 1
 
-    def draws(
-        self, inputs: Sequence[Tensor], *, passes: range, seed: int, rows: Tensor | None
-    ) -> list[Tensor]:
+    def draws(self, inputs: Sequence[Tensor], *, passes: range, seed: int, rows: Tensor | None) -> list[Tensor]:
         """The draws of every active site for these inputs."""
         roots = dict(zip(self.parts.roots, self.parts.sizes(inputs), strict=True))
         count = self.rows_of(inputs)

@@ -5,6 +5,7 @@ objects (safetensors, or `torch.load(weights_only=True)`), and have to fit the n
 """
 
 import importlib
+import inspect
 import os
 import pickle
 import sys
@@ -13,14 +14,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mcdrop.errors import SettingError
-from mcdrop.inputs import InputSpec
+from mcdrop.inputs import BATCH, InputSpec, Signature
 
-__all__ = ["build_network", "example_inputs", "load_checkpoint", "read_checkpoint"]
+__all__ = ["build_network", "call_of", "example_inputs", "load_checkpoint", "read_checkpoint"]
 
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights in a checkpoint
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
@@ -153,6 +155,51 @@ def _some(names: Sequence[str], most: int = 5) -> str:
 
 # ---- an example of its inputs
 
+Arrays = np.ndarray | Mapping[str, np.ndarray]
+Call = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
+
+
+def call_of(network: nn.Module, specs: Sequence[InputSpec], example: Arrays | None) -> tuple[Call, dict[str, Any]]:
+    """How to call the network: example inputs and their dynamic axes, as `MCDropout` takes them.
+
+    The values come from `example`, or are made by `example_inputs`. Inputs go by name where the names are those of
+    `forward`; a single input may have any name and keeps the one that `forward` gives it. Raises SettingError.
+    """
+    values = example_inputs(specs) if example is None else _values(specs, example)
+    known = _keywords(network)
+    dynamic: dict[Any, Any] = {spec.name: axes for spec in specs if (axes := _dynamic(spec))}
+    if set(values) <= set(known):
+        return values, dynamic
+    if len(values) > 1:
+        unknown = next(name for name in values if name not in known)
+        raise SettingError(
+            f"forward() of {type(network).__name__} takes no {unknown!r}; it takes {', '.join(known)}. "
+            "Name the inputs as it does."
+        )
+    (value,) = values.values()
+    return value, next(iter(dynamic.values())) if dynamic else {}
+
+
+def _values(specs: Sequence[InputSpec], example: Arrays) -> dict[str, Tensor]:
+    """The arrays of an example file by input name, checked against the specifications where there are any."""
+    arrays = {"input": example} if isinstance(example, np.ndarray) else dict(example)
+    if not specs:
+        return {name: torch.as_tensor(value) for name, value in arrays.items()}
+    signature = Signature(tuple(specs))
+    tensors = signature.bind(next(iter(arrays.values())) if len(arrays) == len(specs) == 1 else arrays)[0]
+    return dict(zip(signature.names, tensors, strict=True))
+
+
+def _keywords(network: nn.Module) -> list[str]:
+    parameters = inspect.signature(network.forward).parameters.values()
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+
+
+def _dynamic(spec: InputSpec) -> dict[int, str]:
+    """Axis -> how its size is written: `length`, `length<=512`."""
+    written = str(spec).partition("[")[2].removesuffix("]").split(", ")
+    return {axis: written[axis] for axis, size in enumerate(spec.shape) if isinstance(size, str) and size != BATCH}
+
 
 def example_inputs(specs: Iterable[InputSpec]) -> dict[str, Tensor]:
     """One batch of two rows that fits the specifications: floats in [0, 1), ones for bool, integers 0 and 1.
@@ -166,7 +213,7 @@ def example_inputs(specs: Iterable[InputSpec]) -> dict[str, Tensor]:
 
 def _example(spec: InputSpec, generator: torch.Generator) -> Tensor:
     shape = [
-        size if isinstance(size, int) else EXAMPLE_BATCH if size == "batch" else _within(spec.bounds[size])
+        size if isinstance(size, int) else EXAMPLE_BATCH if size == BATCH else _within(spec.bounds[size])
         for size in spec.shape
     ]
     if spec.dtype.is_floating_point or spec.dtype.is_complex:

@@ -6,6 +6,9 @@ batch statistics, the second misses attention and everything written as a functi
 does more than dropout and keeps its evaluation behaviour.
 """
 
+import contextlib
+import random
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +18,9 @@ from torch import Tensor, nn
 
 from mcdrop.eager import Neutral, neutral
 from mcdrop.errors import UnsupportedRandomnessError
+from mcdrop.snapshot import Adapter
 
 __all__ = ["Flags", "find_flags", "same"]
-
 
 
 @dataclass(frozen=True)
@@ -29,96 +32,135 @@ class Flags:
     readers: int
     neutral_outputs: tuple[Tensor, ...]  # of the network in evaluation mode
     exact: bool  # whether the flagged network is known to be the identity on neutral noise
+    foreign: bool  # whether it draws from the generators of Python or NumPy
 
 
-def find_flags(network: nn.Module, inputs: Sequence[Tensor]) -> Flags:
-    """Set the training flags of a private copy; `network` takes tensors and returns a tuple of tensors.
+def find_flags(network: Adapter, inputs: Sequence[Tensor]) -> Flags:
+    """Set the training flags of a private copy, and leave it flagged.
 
-    The copy is left flagged. Its outputs under neutral noise are those of evaluation mode, or the flag stays off.
+    Its outputs under neutral noise are those of evaluation mode, or the flag that changes them stays off.
+
+    Raises:
+        UnsupportedRandomnessError: a random operation of unknown law, in evaluation mode or under a flag.
     """
+    search = _Search(network, inputs)
     modules = {name: module for name, module in network.named_modules() if name}
     network.eval()
     reading: set[str] = set()
     restore = _watch(modules, reading)
-    buffers = _buffers(network)
     try:
-        truth, _ = _outputs(network, inputs, buffers)
+        search.look()
         for module in modules.values():
-            _set(module, True)
-        try:
-            _outputs(network, inputs, buffers)
-        except Exception:  # what training mode breaks, a single flag will break again, and is then left off
-            pass
+            module.training = True
+        with contextlib.suppress(Exception):  # what fails with every flag on fails again below, flag by flag
+            search.look()
     finally:
         restore()
     for module in modules.values():
-        _set(module, False)
-    readers = [name for name in modules if name in reading]
+        module.training = False
+    search.truth = search.look()
+    readers = {name: modules[name] for name in modules if name in reading}
+    together = search.verdict(list(readers.values()))
+    if together.reason is None:
+        on, off, exact = list(readers), dict[str, str](), together.exact
+    else:
+        on, off, exact = [], {}, True
+        for name, module in readers.items():
+            verdict = search.verdict([module])
+            if verdict.reason is None:
+                on.append(name)
+                exact = exact and verdict.exact
+            elif verdict.draws:
+                off[name] = verdict.reason
+    for name in on:
+        modules[name].training = True
+    _put_back(network, search.buffers)
+    return Flags(tuple(on), off, len(readers), search.truth.outputs, exact, search.foreign)
 
-    def verdict(names: Sequence[str]) -> tuple[str | None, Neutral | None]:
-        """Why the flags of these modules may not be on; None if they may."""
-        for name in names:
-            _set(modules[name], True)
+
+@dataclass(frozen=True)
+class _Look:
+    """One forward pass under neutral noise."""
+
+    structure: str
+    leaves: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    supply: Neutral
+    foreign: bool
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """Why some flags may not be on (None if they may), whether something draws under them, whether that is proved."""
+
+    reason: str | None
+    draws: bool
+    exact: bool = True
+
+
+class _Search:
+    """Looks at a network under different flags."""
+
+    def __init__(self, network: Adapter, inputs: Sequence[Tensor]) -> None:
+        self.network, self.inputs = network, inputs
+        self.buffers = _buffers(network)
+        self.foreign = False
+        self.truth: _Look
+
+    def look(self, kept: float | None = None) -> _Look:
+        _put_back(self.network, self.buffers)
+        before = foreign_generators()
+        with neutral(kept) as supply:
+            structure, leaves, outputs = self.network.everything(*(x.clone() for x in self.inputs))
+        foreign = foreign_generators() != before
+        self.foreign |= foreign
+        return _Look(structure, _clones(leaves), _clones(outputs), supply, foreign)
+
+    def verdict(self, modules: Sequence[nn.Module]) -> _Verdict:
+        for module in modules:
+            module.training = True
         try:
-            outputs, supply = _outputs(network, inputs, buffers)
-            if _changed(network, buffers):
-                return "its training flag also updates a buffer", supply
-            if len(outputs) != len(truth) or any(a.shape != b.shape for a, b in zip(outputs, truth, strict=True)):
-                return "its training flag also changes the structure of the output", supply
-            if not all(same(a, b) for a, b in zip(outputs, truth, strict=True)):
-                return "its training flag does more than switch on dropout", supply
-            return None, supply
+            return self._judge(modules)
         except UnsupportedRandomnessError:
+            if len(modules) > 1:
+                return _Verdict("unknown randomness", True)
+            if isinstance(modules[0], nn.RReLU):
+                return _Verdict("RReLU keeps the slope of its evaluation mode", True)
             raise
         except Exception as error:
-            return f"its training flag makes the network fail: {type(error).__name__}: {error}"[:300], None
+            return _Verdict(f"its training flag makes the network fail: {type(error).__name__}: {error}"[:300], True)
         finally:
-            for name in names:
-                _set(modules[name], False)
-            _put_back(network, buffers)
+            for module in modules:
+                module.training = False
+            _put_back(self.network, self.buffers)
 
-    on: list[str] = []
-    off: dict[str, str] = {}
-    exact = True
-    try:
-        together, _ = verdict(readers)
-    except UnsupportedRandomnessError:
-        together = "unknown randomness"
-    if together is None:
-        on = readers
-    else:
-        for name in readers:
-            try:
-                reason, supply = verdict([name])
-            except UnsupportedRandomnessError:
-                if isinstance(modules[name], nn.RReLU):
-                    reason, supply = "RReLU keeps the slope of its evaluation mode", None
-                else:
-                    raise
-            draws_numbers = supply is not None and supply.uniforms > 0
-            if reason == "its training flag does more than switch on dropout" and draws_numbers:
-                reason, exact = None, False  # a mask made from uniform numbers has no neutral value: the replay judges it
-            if reason is None:
-                on.append(name)
-            elif (supply is not None and supply.count > _count(network, inputs, buffers)) or supply is None:
-                off[name] = reason
-    for name in on:
-        _set(modules[name], True)
-    _put_back(network, buffers)
-    return Flags(tuple(on), off, len(readers), truth, exact)
+    def _judge(self, modules: Sequence[nn.Module]) -> _Verdict:
+        seen = self.look()
+        draws = seen.supply.count > self.truth.supply.count or seen.foreign
+        if _changed(self.network, self.buffers):
+            return _Verdict("its training flag also updates a buffer", draws)
+        if seen.structure != self.truth.structure:
+            return _Verdict("its training flag also changes the structure of the output", draws)
+        if self._agrees(seen):
+            return _Verdict(None, draws)
+        if len(modules) == 1 and (seen.foreign or seen.supply.uniforms or self._agrees(self.look(kept=1.0))):
+            # Its masks have no neutral value, or another one than their mean: the replay judges what it does.
+            return _Verdict(None, draws, exact=False)
+        return _Verdict("its training flag does more than switch on dropout", draws)
+
+    def _agrees(self, seen: _Look) -> bool:
+        return all(same(a, b) for a, b in zip(seen.leaves, self.truth.leaves, strict=True))
 
 
-def _count(network: nn.Module, inputs: Sequence[Tensor], buffers: dict[str, Tensor]) -> int:
-    return _outputs(network, inputs, buffers)[1].count
+def _clones(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(tensor.clone() for tensor in tensors)
 
 
-def _outputs(
-    network: nn.Module, inputs: Sequence[Tensor], buffers: dict[str, Tensor]
-) -> tuple[tuple[Tensor, ...], Neutral]:
-    _put_back(network, buffers)
-    with neutral() as supply:
-        outputs = tuple(output.clone() for output in network(*(x.clone() for x in inputs)))
-    return outputs, supply
+def foreign_generators() -> Any:
+    """The state of the generators of Python and NumPy, to compare."""
+    numpy: Any = sys.modules.get("numpy")
+    state = numpy.random.get_state() if numpy else None
+    return random.getstate(), (state[1].tobytes(), state[2]) if state else None
 
 
 def _buffers(network: nn.Module) -> dict[str, Tensor]:
@@ -156,10 +198,6 @@ def same(a: Tensor, b: Tensor, tolerance: float | None = None) -> bool:
     finite = b[b.isfinite()]
     size = float(finite.abs().max()) if finite.numel() else 0.0
     return bool(torch.allclose(a, b, rtol=tolerance, atol=tolerance * max(size, 1e-6), equal_nan=True))
-
-
-def _set(module: nn.Module, flag: bool) -> None:
-    module.training = flag
 
 
 def _watch(modules: dict[str, nn.Module], reading: set[str]) -> Callable[[], None]:

@@ -54,7 +54,8 @@ class Sites(tuple[Site, ...]):
         ]
         widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
         return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in [head, *rows]
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in [head, *rows]
         )
 
 
@@ -115,7 +116,9 @@ class MCDropout:
         if engine not in ("auto", "graph", "eager"):
             raise SettingError(f"engine is {engine!r}; choose 'auto', 'graph' or 'eager'.")
         if dtype not in _DTYPES:
-            raise SettingError(f"dtype is {dtype!r}; choose torch.float32, torch.bfloat16, torch.float16 or torch.float64.")
+            raise SettingError(
+                f"dtype is {dtype!r}; choose torch.float32, torch.bfloat16, torch.float16 or torch.float64."
+            )
         names = None if class_names is None else tuple(class_names)
         if isinstance(noise_variance, int):
             noise_variance = float(noise_variance)
@@ -151,7 +154,9 @@ class MCDropout:
         version: str,
         max_memory: int | None,
     ) -> None:
-        if max_memory is not None and (isinstance(max_memory, bool) or not isinstance(max_memory, int) or max_memory < 1):
+        if max_memory is not None and (
+            isinstance(max_memory, bool) or not isinstance(max_memory, int) or max_memory < 1
+        ):
             raise SettingError(f"max_memory is {max_memory!r}; give a number of bytes, at least 1, or None.")
         self.task, self.signature, self.name, self.version = task, signature, name, version
         self.num_samples, self.seed, self.masks = num_samples, seed, masks
@@ -164,7 +169,7 @@ class MCDropout:
 
     @property
     def engine(self) -> str:
-        """"graph" or "eager"."""
+        """ "graph" or "eager"."""
         return self._engine.kind
 
     @property
@@ -328,7 +333,9 @@ class MCDropout:
         make()  # its errors belong to the caller, not to the thread that computes
         return self._run(tensors, num_samples, seed, masks, make), as_numpy
 
-    def _run(self, tensors: list[Tensor], num_samples: int | None, seed: int | None, masks: str | None, make: Any) -> Run:
+    def _run(
+        self, tensors: list[Tensor], num_samples: int | None, seed: int | None, masks: str | None, make: Any
+    ) -> Run:
         count = self.num_samples if num_samples is None else num_samples
         chosen = self.seed if seed is None else seed
         mode = self.masks if masks is None else masks
@@ -515,4 +522,3 @@ def _device(device: torch.device | str | None, model: nn.Module) -> torch.device
 def _cast(model: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """The private copy in the type and on the device in which it will compute."""
     return model.to(device=device, dtype=dtype)
-

@@ -24,7 +24,14 @@ LAYERS = {
 
 @torch.library.custom_op("mcdrop::recurrent", mutates_args=())
 def _recurrent(
-    kind: str, x: Tensor, hx: list[Tensor], params: list[Tensor], biases: bool, two: bool, batch_first: bool, layers: int
+    kind: str,
+    x: Tensor,
+    hx: list[Tensor],
+    params: list[Tensor],
+    biases: bool,
+    two: bool,
+    batch_first: bool,
+    layers: int,
 ) -> list[Tensor]:
     states: Any = hx if kind == "lstm" else hx[0]
     return [part.clone() for part in LAYERS[kind](x, states, params, biases, layers, 0.0, False, two, batch_first)]

@@ -166,7 +166,9 @@ def _attention(r: _Rewriter) -> fx.Node:
             key = r.call(aten.repeat_interleave.self_int, key, groups, -3)
             value = r.call(aten.repeat_interleave.self_int, value, groups, -3)
     lengths = [r.size(a["query"], -2), r.size(a["key"], -2)]
-    scores = r.call(aten.matmul.default, r.call(aten.mul.Tensor, query, factor), r.call(aten.transpose.int, key, -2, -1))
+    scores = r.call(
+        aten.matmul.default, r.call(aten.mul.Tensor, query, factor), r.call(aten.transpose.int, key, -2, -1)
+    )
     if a["is_causal"]:
         device = query.meta["val"].device
         seen = r.call(aten.tril.default, r.call(aten.ones.default, lengths, dtype=torch.bool, device=device))
@@ -213,7 +215,16 @@ def _recurrent(r: _Rewriter) -> fx.Node:
         hx = [r.call(aten.slice.Tensor, s, 0, layer * directions, (layer + 1) * directions) for s in states]
         params = list(a["params"][layer * per_layer : (layer + 1) * per_layer])
         one = r.call(
-            r.node.target, x, hx if len(hx) > 1 else hx[0], params, a["has_biases"], 1, 0.0, False, a["bidirectional"], False
+            r.node.target,
+            x,
+            hx if len(hx) > 1 else hx[0],
+            params,
+            a["has_biases"],
+            1,
+            0.0,
+            False,
+            a["bidirectional"],
+            False,
         )
         x = r.call(operator.getitem, one, 0)
         for number, states_of in enumerate(last):

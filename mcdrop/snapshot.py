@@ -94,7 +94,9 @@ def read_example(
     else:
         values = tuple(example) if isinstance(example, tuple | list) else (example,)
         if len(values) > len(names):
-            raise InputError(f"{type(model).__name__}.forward takes {len(names)} inputs; the example has {len(values)}.")
+            raise InputError(
+                f"{type(model).__name__}.forward takes {len(names)} inputs; the example has {len(values)}."
+            )
         given = dict(zip(names, values, strict=False))
     tensors: list[Tensor] = []
     slots: dict[str, Any] = {}
@@ -111,7 +113,9 @@ def read_example(
             slots[name] = value
     batched = [tensor for tensor in tensors if tensor.ndim]
     if not batched:
-        raise InputError("the example inputs hold no tensor with a batch axis: give at least one of shape (batch, ...).")
+        raise InputError(
+            "the example inputs hold no tensor with a batch axis: give at least one of shape (batch, ...)."
+        )
     if not batched[0].shape[0]:
         raise InputError("the example inputs have no row: give an example of at least one row.")
     specs = _specs(chosen, tensors, batched[0].shape[0], dict(dynamic or {}))
@@ -168,13 +172,33 @@ class Adapter(nn.Module):
         self.output, self.pair = output, pair
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return select(self._call(tensors), self.output, pair=self.pair)
+
+    def everything(self, *tensors: Tensor) -> tuple[str, tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """The structure of all that the network returned, the tensors in it, and those that count."""
+        result = self._call(tensors)
+        leaves: list[Tensor] = []
+        return _structure(result, leaves), tuple(leaves), select(result, self.output, pair=self.pair)
+
+    def _call(self, tensors: Sequence[Tensor]) -> Any:
         def filled(value: Any) -> Any:
             return tensors[value.number] if isinstance(value, _Slot) else value
 
-        result = self.network(
+        return self.network(
             *map(filled, self.positional), **{name: filled(value) for name, value in self.keyword.items()}
         )
-        return select(result, self.output, pair=self.pair)
+
+
+def _structure(result: Any, leaves: list[Tensor]) -> str:
+    if isinstance(result, Tensor):
+        leaves.append(result)
+        return f"{result.dtype}{list(result.shape)}"
+    named, ordered = _parts(result)
+    if named:
+        return "{" + ", ".join(f"{name}: {_structure(value, leaves)}" for name, value in named.items()) + "}"
+    if ordered:
+        return "(" + ", ".join(_structure(value, leaves) for value in ordered) + ")"
+    return type(result).__name__
 
 
 def select(result: Any, output: str | int | None, *, pair: bool) -> tuple[Tensor, ...]:

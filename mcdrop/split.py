@@ -140,9 +140,11 @@ def split(program: Program) -> Split:
     prefix, prefix_calls = _prefix(p)
     axes = _row_axes(p, prefix)
     suffix_calls = sum(node.op == "call_function" for node in p.stochastic) - len(p.noises)
-    foldable = axes is not None and all(
-        site.row_axis is not None and site.row_major for site in p.sites.values()
-    ) and all(node in p.stochastic for node in p.outputs)
+    foldable = (
+        axes is not None
+        and all(site.row_axis is not None and site.row_major for site in p.sites.values())
+        and all(node in p.stochastic for node in p.outputs)
+    )
     return Split(
         prefix=prefix,
         mapped=_suffix(p, roots, None),

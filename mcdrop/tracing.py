@@ -35,6 +35,7 @@ EXPORT_LOCK = threading.RLock()  # torch.export is not re-entrant
 aten = torch.ops.aten
 _ASSERTIONS = {"_assert_tensor_metadata", "_assert_async", "_assert_scalar", "sym_constrain_range_for_size"}
 
+
 def trace(network: nn.Module, example: Sequence[Tensor], specs: tuple[InputSpec, ...]) -> Program:
     """The program of `network`, a module that takes the tensors of `example` and returns a tuple of tensors.
 
@@ -43,6 +44,7 @@ def trace(network: nn.Module, example: Sequence[Tensor], specs: tuple[InputSpec,
     """
     exported, found = _export(network, example, specs)
     return _finish(exported, found, specs)
+
 
 def _export(network: nn.Module, example: Sequence[Tensor], specs: tuple[InputSpec, ...]) -> tuple[Any, list[Found]]:
     dynamic = _dynamic_shapes(specs)
@@ -59,6 +61,7 @@ def _export(network: nn.Module, example: Sequence[Tensor], specs: tuple[InputSpe
             reason = str(error).strip().split("\n\n")[0][:1500]
             raise CaptureError(f"torch.export could not trace the network: {type(error).__name__}: {reason}") from error
 
+
 def _dynamic_shapes(specs: tuple[InputSpec, ...]) -> tuple[dict[int, Any], ...]:
     bounds: dict[str, Any] = {}
     for spec in specs:
@@ -70,6 +73,7 @@ def _dynamic_shapes(specs: tuple[InputSpec, ...]) -> tuple[dict[int, Any], ...]:
                 least, greatest = bounds.get(name, (1, None))
                 dims[name] = torch.export.Dim(name, min=max(least, 1), max=greatest)
     return tuple({axis: dims[name] for axis, name in enumerate(spec.shape) if isinstance(name, str)} for spec in specs)
+
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
@@ -86,12 +90,14 @@ def _quiet() -> Iterator[None]:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
+
 @contextlib.contextmanager
 def _explicit_causal_masks() -> Iterator[None]:
     """`nn.TransformerEncoder` looks into its mask to see whether it is causal; a tracer cannot. A mask is a mask."""
     detect = "torch.nn.modules.transformer._detect_is_causal_mask"
     with mock.patch(detect, lambda mask, is_causal=None, size=None: is_causal is True):
         yield
+
 
 class _Sizes:
     """Integer nodes for symbolic sizes, built from the sizes of the inputs and shared."""
@@ -134,6 +140,7 @@ class _Sizes:
         e = value.node.expr
         return str(e.subs({symbol: sympy.Symbol(name) for symbol, (_, _, name) in self.roots.items()}))
 
+
 _ARITHMETIC: tuple[tuple[tuple[type, ...], Callable[..., Any]], ...] = (
     ((sympy.Add,), operator.add),
     ((sympy.Mul,), operator.mul),
@@ -143,6 +150,7 @@ _ARITHMETIC: tuple[tuple[tuple[type, ...], Callable[..., Any]], ...] = (
     ((sympy.Max, sizes.Max), torch.sym_max),
     ((sympy.Min, sizes.Min), torch.sym_min),
 )
+
 
 def _finish(exported: Any, found: list[Found], specs: tuple[InputSpec, ...]) -> Program:
     """The dialect of `program` from the tracer's functional graph."""
@@ -190,12 +198,15 @@ def _finish(exported: Any, found: list[Found], specs: tuple[InputSpec, ...]) -> 
     dims = {name: bounds for spec in specs for name, bounds in spec.bounds.items()}
     return Program(graph=graph, weights=weights, inputs=specs, sites=sites, dims=dims)
 
+
 def _identifier(name: str) -> str:
     return name if name.isidentifier() else "input_" + "".join(c if c.isalnum() else "_" for c in name)
+
 
 def _is_assertion(node: fx.Node) -> bool:
     packet = getattr(node.target, "overloadpacket", None)
     return packet is not None and packet.__name__ in _ASSERTIONS
+
 
 def _copy(graph: fx.Graph, node: fx.Node, env: dict[fx.Node, Any], size: _Sizes) -> Any:
     value = node.meta.get("val")
@@ -221,11 +232,13 @@ def _copy(graph: fx.Graph, node: fx.Node, env: dict[fx.Node, Any], size: _Sizes)
     copied.meta["val"] = value
     return copied
 
+
 def _user_outputs(source: fx.Graph, signature: Any) -> list[Any]:
     """The outputs of the network; updated buffers, which come first, are not kept: each pass starts afresh."""
     returned = next(node for node in source.nodes if node.op == "output").args[0]
     kinds = [spec.kind.name for spec in signature.output_specs]
     return [value for value, kind in zip(returned, kinds, strict=True) if kind == "USER_OUTPUT"]
+
 
 def _number(
     graph: fx.Graph, draws: list[tuple[fx.Node, fx.Node]], found: list[Found], size: _Sizes
@@ -249,11 +262,13 @@ def _number(
     _order(graph)
     return (*active, *inactive)
 
+
 def _site(what: Found, index: int, shape: tuple[int | str, ...], row_axis: int | None) -> Site:
     return Site(
         index=index, path=what.path, kind=what.kind, p=what.p, law=what.law, scale=what.scale, shape=shape,
         row_axis=row_axis, row_major=True, active=True, reason=None, source=what.source,
     )  # fmt: skip
+
 
 def _row_axis(shape: Sequence[Any], batch: sympy.Symbol | None) -> int | None:
     """The axis whose size is a multiple of the number of rows."""
@@ -261,6 +276,7 @@ def _row_axis(shape: Sequence[Any], batch: sympy.Symbol | None) -> int | None:
         if isinstance(length, torch.SymInt) and batch in length.node.expr.free_symbols:
             return axis
     return None
+
 
 def _order(graph: fx.Graph) -> None:
     """Sizes are built when first needed, which may be after an earlier node uses them: move each before its users."""
@@ -273,8 +289,10 @@ def _order(graph: fx.Graph) -> None:
 
 _SIZE_FUNCTIONS = {function for _, function in _ARITHMETIC} | {aten.sym_size.int}
 
+
 def _is_size(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target in _SIZE_FUNCTIONS and "val" not in node.meta
+
 
 def _live(graph: fx.Graph) -> set[fx.Node]:
     """The nodes from which the output is computed."""
@@ -287,10 +305,10 @@ def _live(graph: fx.Graph) -> set[fx.Node]:
             waiting.extend(node.all_input_nodes)
     return live
 
+
 def _sweep(graph: fx.Graph) -> None:
     """Remove what no output needs; inputs stay, so that the signature does."""
     live = _live(graph)
     for node in reversed(list(graph.nodes)):
         if node not in live and node.op != "placeholder":
             graph.erase_node(node)
-

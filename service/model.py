@@ -12,7 +12,8 @@ from mcdrop.predictor import MCDropout
 from mcdrop.sampling import Run
 from service import wire
 from service.errors import LimitError, NotReadyError
-from service.scheduler import Pace, Steps, timed_slices
+from service.pace import Pace, timed_slices
+from service.scheduler import Steps
 from service.settings import Settings, raise_limit
 
 log = logging.getLogger("service.model")

@@ -76,7 +76,7 @@ class Registry:
         wanted = self.settings.default_model
         if wanted is not None and wanted not in self.models:
             raise SettingError(
-                f"The setting default_model names {wanted!r}, which is not served. Served are: {', '.join(self.models)}."
+                f"The setting default_model names {wanted!r}, which is not served. Served: {', '.join(self.models)}."
             )
         if wanted is None and len(self.models) == 1:
             return next(iter(self.models))

@@ -11,7 +11,6 @@ import functools
 import logging
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from mcdrop.errors import InputError
 from service.errors import NotReadyError, OverloadedError
 from service.settings import raise_limit
 
@@ -28,28 +26,6 @@ log = logging.getLogger("service.scheduler")
 
 Result = TypeVar("Result")
 Steps = Generator[None, None, Result]
-
-SLICE_SECONDS = 0.05  # a person does not notice it, and PyTorch's cost per call disappears in it
-
-
-class Pace:
-    """How many passes fit into one slice, learned from the slices before."""
-
-    def __init__(self) -> None:
-        self._seconds_per_cost: float | None = None  # cost is rows x passes
-
-    def passes(self, *, rows: int) -> int:
-        """Passes of `rows` rows for the next slice: a power of two, since each new batch size costs PyTorch memory."""
-        if self._seconds_per_cost is None:
-            return 8
-        fitting = SLICE_SECONDS / (self._seconds_per_cost * max(rows, 1))
-        return int(2 ** max(0, int(min(fitting, 2.0**20)).bit_length() - 1))
-
-    def learn(self, *, rows: int, passes: int, seconds: float) -> None:
-        """Take into account that `passes` passes of `rows` rows took `seconds`."""
-        seconds_per_cost = max(seconds, 1e-9) / (max(rows, 1) * max(passes, 1))
-        before = seconds_per_cost if self._seconds_per_cost is None else self._seconds_per_cost
-        self._seconds_per_cost = (before + seconds_per_cost) / 2
 
 
 @dataclass(eq=False)
@@ -163,25 +139,6 @@ class Scheduler:
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._stopping)
             return None if self._stopping else self._waiting.popleft()
-
-
-def timed_slices(run: Run, model: MCDropout, pace: Pace) -> Generator[None]:
-    """Advance `run` until it is done, a slice at a time."""
-    while not run.done:
-        started = time.perf_counter()
-        passes = pace.passes(rows=run.rows)
-        try:
-            model.advance(run, passes)
-        except IndexError as error:  # what an embedding raises; the rules for inputs do not know its size
-            raise InputError(
-                f"The network cannot compute with these inputs: {error}. "
-                "Whole numbers that select something (token ids) have to be in its range."
-            ) from error
-        if model.device.type == "cuda":
-            torch.cuda.synchronize(model.device)  # launched is not computed
-        pace.learn(rows=run.rows, passes=run.passes - before, seconds=time.perf_counter() - started)
-        if not run.done:
-            yield
 
 
 def _threads_within_quota() -> int | None:

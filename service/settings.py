@@ -12,8 +12,9 @@ import os
 from pathlib import Path
 from typing import Literal
 
-import yaml  # type: ignore[import-untyped]  # pydantic-settings brings it, nothing brings its stubs
+import yaml
 from pydantic import Field, ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     InitSettingsSource,
@@ -21,7 +22,6 @@ from pydantic_settings import (
     SettingsConfigDict,
     YamlConfigSettingsSource,
 )
-from pydantic_core import ErrorDetails
 
 from mcdrop.errors import SettingError
 

@@ -25,7 +25,7 @@ ALWAYS = ("mean", "variance", "entropy", "label")  # in every answer, as far as 
 ON_REQUEST = {  # outputs that cost memory or passes, so that a run has to know of them from its start
     "standard_errors": "Monte Carlo standard error of each number, by its name.",
     "quantiles": "Quantiles over passes, level by level as `quantile_levels` says: (levels, batch, ...).",
-    "samples": "The model's own outputs: (samples, batch, ...); of a pair (mean, log variance) first one, then the other.",
+    "samples": "The model's own outputs: (samples, batch, ...); of a pair (mean, log variance) one after the other.",
 }
 QUANTILE_LEVELS = (0.05, 0.5, 0.95)
 

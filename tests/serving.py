@@ -1,4 +1,4 @@
-"""Tiny models on disk, and a real server on a free port of this machine, for the tests of the service and the client."""
+"""Tiny models on disk, and a real server on a free port of this machine, for tests of the service and the client."""
 
 import atexit
 import contextlib
@@ -36,7 +36,7 @@ class Pair(nn.Module):
 
 @functools.cache
 def models_folder() -> Path:
-    """A folder with three models: `insects` (classification), `slope` (regression, named by its folder), `pair` (raw)."""
+    """Three models: `insects` in `one` (classification), `slope` (regression, named by its folder), `pair` (raw)."""
     folder = Path(tempfile.mkdtemp(prefix="mcdrop-tests-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     torch.manual_seed(0)

@@ -84,7 +84,7 @@ def folder(here):
     weights |= {"3.weight": torch.randn(3, 16), "3.bias": torch.zeros(3)}
     save_file(weights, "w.safetensors")
     code = mcdrop(
-        f"export {here}:build --weights w.safetensors --input 'features: float32[batch, 4]' --task classification "
+        f"export {here}:build --weights w.safetensors --input 'image: float32[batch, 4]' --task classification "
         "--classes ant,bee,cow --num-samples 20 --seed 5 -o insects"
     )
     assert code == 0
@@ -164,20 +164,26 @@ def test_wrong_usage_is_exit_code_2(arguments, message, capsys):
 def test_an_error_is_one_sentence_and_exit_code_1(here, capsys):
     assert mcdrop("inspect nowhere") == 1
     output = capsys.readouterr()
-    assert output.out == "" and output.err.startswith("mcdrop: error: ") and "nowhere" in output.err
-    assert "Traceback" not in output.err and output.err.count("\n") == 1
+    assert output.out == ""
+    assert output.err.startswith("mcdrop: error: ")
+    assert "nowhere" in output.err
+    assert "Traceback" not in output.err
+    assert output.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("before", [True, False])
 def test_traceback_on_request(here, before):
     arguments = ["inspect", "nowhere"]
     code, _, err = finish(launch(*["--traceback"] * before, *arguments, *["--traceback"] * (not before), cwd="."))
-    assert code == 1 and "Traceback" in err and "BundleError" in err
+    assert code == 1
+    assert "Traceback" in err
+    assert "BundleError" in err
 
 
 def test_no_dropout_is_a_clear_error(here, capsys):
     code = mcdrop(f"export {here}:without_dropout --input 'x: float32[batch, 4]' --task raw -o nothing")
-    assert code == 1 and "dropout" in capsys.readouterr().err
+    assert code == 1
+    assert "dropout" in capsys.readouterr().err
     assert not Path("nothing").exists()
 
 
@@ -196,9 +202,10 @@ def test_a_reader_that_stops_reading_is_no_error(folder):
 
 def test_export_reports_and_saves(folder, capsys):
     mc = MCDropout.load(folder)
-    assert mc.task.name == "classification" and mc.task.class_names == ("ant", "bee", "cow")
+    assert mc.task.name == "classification"
+    assert mc.task.class_names == ("ant", "bee", "cow")
     assert (mc.num_samples, mc.seed, mc.masks) == (20, 5, "shared")
-    assert [str(spec) for spec in mc.signature.inputs] == ["features: float32[batch, 4]"]
+    assert [str(spec) for spec in mc.signature.inputs] == ["input: float32[batch, 4]"]  # as forward() names it
     assert sorted(path.name for path in folder.iterdir()) == ["model.json", "program.json", "weights.safetensors"]
 
 
@@ -209,7 +216,9 @@ def test_export_as_json(here, capsys):
     )
     assert code == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["folder"] == "out" and report["name"] == "nm" and report["version"] == "7"
+    assert report["folder"] == "out"
+    assert report["name"] == "nm"
+    assert report["version"] == "7"
     assert report["defaults"] == {"num_samples": 64, "seed": 0, "masks": "independent"}
 
 
@@ -234,7 +243,8 @@ def test_export_with_an_example_file(here, capsys):
 )
 def test_export_errors(here, capsys, arguments, message):
     code = main(["export", f"{here}:build", "--task", "classification", "-o", "out", *arguments])
-    assert code == 1 and re.search(message, capsys.readouterr().err)
+    assert code == 1
+    assert re.search(message, capsys.readouterr().err)
     assert not Path("out").exists()
 
 
@@ -250,12 +260,13 @@ def test_class_names_from_a_file(here):
 def test_inspect_shows_sites_and_cost(folder, capsys):
     assert mcdrop(f"inspect {folder}") == 0
     text = capsys.readouterr().out
-    for part in ("insects", "features: float32[batch, 4]", "classification", "ant, bee, cow", "dropout", "0.5"):
+    for part in ("insects", "input: float32[batch, 4]", "classification", "ant, bee, cow", "dropout", "0.5"):
         assert part in text
     assert mcdrop(f"inspect {folder} --json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert [site["kind"] for site in facts["sites"]] == ["dropout"]
-    assert facts["sites"][0]["p"] == 0.5 and facts["sites"][0]["active"] is True
+    assert facts["sites"][0]["p"] == 0.5
+    assert facts["sites"][0]["active"] is True
     assert 0 < facts["cost"]["prefix_fraction"] < 1
 
 
@@ -291,10 +302,12 @@ def test_predict_into_a_pipe(folder, capsys):
     np.save("data.npy", np.zeros((2, 4), dtype=np.float32))
     assert mcdrop(f"predict {folder} data.npy --standard-errors") == 0
     rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
-    assert len(rows) == 2 and float(rows[0]["mean_standard_error[ant]"]) > 0
+    assert len(rows) == 2
+    assert float(rows[0]["mean_standard_error[ant]"]) > 0
     assert mcdrop(f"predict {folder} data.npy --json") == 0
     answer = json.loads(capsys.readouterr().out)
-    assert (answer["num_samples"], answer["seed"]) == (20, 5) and len(answer["label"]) == 2
+    assert (answer["num_samples"], answer["seed"]) == (20, 5)
+    assert len(answer["label"]) == 2
 
 
 def test_predict_in_a_terminal_shows_a_table(folder, capsys, monkeypatch):
@@ -303,7 +316,8 @@ def test_predict_in_a_terminal_shows_a_table(folder, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     assert mcdrop(f"predict {folder} data.npy") == 0
     text = capsys.readouterr().out
-    assert "entropy" in text and "The first 20 of 30 rows" in text
+    assert "entropy" in text
+    assert "The first 20 of 30 rows" in text
     assert re.search(r"\b(ant|bee|cow)\b", text)
 
 
@@ -347,7 +361,8 @@ def test_a_taken_port_is_a_clear_error(folder, capsys):
         for command in (f"serve {folder}", "demo"):
             assert mcdrop(f"{command} --port {port}") == 1
             error = capsys.readouterr().err
-            assert str(port) in error and "--port" in error
+            assert str(port) in error
+            assert "--port" in error
     assert not Path("mcdrop-demo").exists()
 
 

@@ -6,13 +6,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import httpx
 import numpy as np
 import pytest
 import torch
+from serving import CLASSES, model, settings
 
 from mcdrop import api_errors
 from mcdrop.client import (
@@ -31,7 +32,6 @@ from mcdrop.client import (
     UnprocessableRequest,
 )
 from mcdrop.errors import InputError, McdropError, SettingError
-from serving import CLASSES, model, settings
 from service.server import listen, serving
 
 ROWS = np.array([[0.1, -0.5, 2.0, 1.5], [3.0, 0.0, -1.0, 0.25]], np.float32)
@@ -210,8 +210,10 @@ def test_every_status_has_its_class_whoever_answers(status, error):
 def test_the_tree_of_errors():
     for error in api_errors.STATUS_ERRORS.values():
         assert issubclass(error, APIStatusError)
-    assert issubclass(APIStatusError, APIError) and issubclass(APITimeoutError, APIConnectionError)
-    assert issubclass(APIConnectionError, APIError) and issubclass(APIError, McdropError)
+    assert issubclass(APIStatusError, APIError)
+    assert issubclass(APITimeoutError, APIConnectionError)
+    assert issubclass(APIConnectionError, APIError)
+    assert issubclass(APIError, McdropError)
     for error in (APIError, APIConnectionError, APITimeoutError, APIStatusError, *api_errors.STATUS_ERRORS.values()):
         copy = pickle.loads(pickle.dumps(error("why")))
         assert (type(copy), str(copy)) == (error, "why")

@@ -47,7 +47,8 @@ def test_a_csv_row_is_one_input(tmp_path, header):
 def test_a_dynamic_size_follows_from_the_columns(tmp_path):
     (tmp_path / "a.csv").write_text("1,2,3\n4,5,9007199254740993\n")
     ids = read_inputs(tmp_path / "a.csv", TOKENS)
-    assert ids.dtype == np.int64 and ids.tolist() == [[1, 2, 3], [4, 5, 9007199254740993]]
+    assert ids.dtype == np.int64
+    assert ids.tolist() == [[1, 2, 3], [4, 5, 9007199254740993]]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +120,8 @@ def test_every_format_is_written(tmp_path):
     for name in ("a.npz", "a.csv", "a.json"):
         write_fields(tmp_path / name, FIELDS, facts=FACTS, class_names=None)
     with np.load(tmp_path / "a.npz", allow_pickle=False) as arrays:
-        assert set(arrays.files) == {*FIELDS, *FACTS} and int(arrays["seed"]) == 7
+        assert set(arrays.files) == {*FIELDS, *FACTS}
+        assert int(arrays["seed"]) == 7
         assert np.array_equal(arrays["mean"], FIELDS["mean"])
     assert json.loads((tmp_path / "a.json").read_text())["num_samples"] == 10
     assert (tmp_path / "a.csv").read_text().startswith("row,label,entropy,mean[0],mean[1]\n")

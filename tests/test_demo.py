@@ -53,7 +53,8 @@ def test_it_shows_certain_and_uncertain_digits_and_what_is_none(shown):
 def test_the_uncertain_are_more_uncertain(shown):
     totals = [float(value) for value in re.findall(r"total +([\d.]+)", shown[1])]
     certain, least = totals[:2], totals[2:6]
-    assert max(certain) < 0.01 and min(least) > 0.5
+    assert max(certain) < 0.01
+    assert min(least) > 0.5
     assert least == sorted(least, reverse=True)
 
 
@@ -62,21 +63,25 @@ def test_the_request_it_shows_is_the_request_it_sends(shown):
     folder, text = shown
     lines = text.splitlines()
     words = shlex.split(next(line for line in lines if line.startswith("curl ")))
-    assert words[:2] == ["curl", "-s"] and re.fullmatch(r"http://127\.0\.0\.1:\d+/v1/predict", words[2])
+    assert words[:2] == ["curl", "-s"]
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/v1/predict", words[2])
     request = json.loads(words[words.index("-d") + 1])
     answer = json.loads(next(line for line in lines if line.startswith("{")))
     mc = MCDropout.load(folder / "mcdrop-demo")
     expected = mc(np.array(request["inputs"], np.float32), num_samples=request["num_samples"], seed=request["seed"])
-    assert answer["model"] == "digits" and (answer["num_samples"], answer["seed"]) == (100, 7)
+    assert answer["model"] == "digits"
+    assert (answer["num_samples"], answer["seed"]) == (100, 7)
     assert np.allclose(answer["mean"], expected.mean, atol=1e-5)
     assert np.allclose(answer["expected_entropy"], expected.expected_entropy, atol=1e-5)
-    assert answer["label"] == expected.label.tolist() and answer["class_names"] == list("0123456789")
+    assert answer["label"] == expected.label.tolist()
+    assert answer["class_names"] == list("0123456789")
 
 
 def test_the_shown_line_is_one_line():
     image = np.arange(64, dtype=np.uint8).reshape(8, 8) % 17
     line = curl_line("http://127.0.0.1:1", image)
-    assert "\n" not in line and shlex.split(line)[-1] == request_body(image)
+    assert "\n" not in line
+    assert shlex.split(line)[-1] == request_body(image)
     assert json.loads(request_body(image))["inputs"] == [image.tolist()]
 
 
@@ -87,7 +92,8 @@ def test_it_can_be_interrupted(tmp_path):
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "interrupted" in err and "Traceback" not in err
+    assert "interrupted" in err
+    assert "Traceback" not in err
 
 
 def test_it_serves_until_it_is_stopped(tmp_path):
@@ -107,7 +113,8 @@ def test_a_folder_in_use_is_refused_before_any_work(tmp_path):
     (tmp_path / "mcdrop-demo" / "precious.txt").write_text("mine")
     with launch("-m", "mcdrop", "demo", "--once", "--port", "0", cwd=tmp_path) as process:
         out, err = process.communicate(timeout=120)
-    assert process.returncode == 1 and out == ""
+    assert process.returncode == 1
+    assert out == ""
     assert "precious.txt" in err
     assert (tmp_path / "mcdrop-demo" / "precious.txt").read_text() == "mine"
 
@@ -118,4 +125,5 @@ def test_train_and_save_only(tmp_path):
     assert (process.returncode, err) == (0, "")
     assert "saved in digits" in out
     mc = MCDropout.load(tmp_path / "digits")
-    assert mc.name == "digits" and len(mc(np.zeros((1, 8, 8), np.float32))) == 1
+    assert mc.name == "digits"
+    assert len(mc(np.zeros((1, 8, 8), np.float32))) == 1

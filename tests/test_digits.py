@@ -12,13 +12,15 @@ from mcdrop.digits import CLASS_NAMES, INK, DigitNetwork, Digits, accuracy, load
 def test_the_data_is_whole_and_small():
     learn, test = load_digits()
     assert (len(learn), len(test)) == (1437, 360)
-    assert learn.images.shape == (1437, 8, 8) and learn.images.dtype == np.uint8
+    assert learn.images.shape == (1437, 8, 8)
+    assert learn.images.dtype == np.uint8
     assert int(learn.images.max()) == INK
     assert set(learn.labels.tolist()) == set(test.labels.tolist()) == set(range(10))
     data = resources.files("mcdrop") / "data"
     assert len((data / "digits.npz").read_bytes()) < 64 * 1024
     licence = (data / "DIGITS-LICENSE.md").read_text(encoding="utf-8")
-    assert "CC BY 4.0" in licence and "10.24432/C50P49" in licence
+    assert "CC BY 4.0" in licence
+    assert "10.24432/C50P49" in licence
 
 
 def test_no_image_is_in_both_parts():
@@ -31,8 +33,10 @@ def test_training_leaves_the_global_random_state_and_the_threads_alone():
     state, threads = torch.get_rng_state(), torch.get_num_threads()
     epochs = []
     network = train(Digits(learn.images[:64], learn.labels[:64]), epochs=2, on_epoch=lambda: epochs.append(1))
-    assert torch.equal(torch.get_rng_state(), state) and torch.get_num_threads() == threads
-    assert len(epochs) == 2 and not network.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+    assert len(epochs) == 2
+    assert not network.training
 
 
 def test_training_is_a_function_of_its_seed():
@@ -70,6 +74,8 @@ def test_what_is_no_digit_is_drawn_with_the_same_ink():
     images = not_digits(load_digits()[1])
     assert len(images) >= 4
     for image in images.values():
-        assert image.shape == (8, 8) and image.dtype == np.uint8 and int(image.max()) <= INK
+        assert image.shape == (8, 8)
+        assert image.dtype == np.uint8
+        assert int(image.max()) <= INK
     letter = json.dumps(images["the letter A"].tolist())
     assert letter == json.dumps(not_digits(load_digits()[1])["the letter A"].tolist())

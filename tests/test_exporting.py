@@ -85,7 +85,8 @@ def test_weights_are_loaded(tmp_path, name):
     trained, network = nn.Linear(2, 3), nn.Linear(2, 3)
     _save(tmp_path / name, trained.state_dict())
     load_checkpoint(network, tmp_path / name)
-    assert torch.equal(network.weight, trained.weight) and torch.equal(network.bias, trained.bias)
+    assert torch.equal(network.weight, trained.weight)
+    assert torch.equal(network.bias, trained.bias)
 
 
 @pytest.mark.parametrize("key", ["state_dict", "model_state_dict", "model"])
@@ -175,8 +176,10 @@ def test_examples_fit_their_specifications():
     assert [tuple(value.shape) for value in inputs.values()] == [(2, 1, 4), (2, 3), (2, 6), (2, 6), (2, 500), (2, 20)]
     assert [value.dtype for value in inputs.values()] == [spec.dtype for spec in specs]
     assert bool(inputs["mask"].all())
-    assert set(inputs["ids"].unique().tolist()) <= {0, 1} and bool((inputs["ids"][:, 0] == 1).all())
+    assert set(inputs["ids"].unique().tolist()) <= {0, 1}
+    assert bool((inputs["ids"][:, 0] == 1).all())
     assert int(inputs["pixels"].max()) > 200
-    assert float(inputs["image"].min()) >= 0 and float(inputs["image"].max()) < 1
+    assert float(inputs["image"].min()) >= 0
+    assert float(inputs["image"].max()) < 1
     again = example_inputs(specs)
     assert all(torch.equal(inputs[name], again[name]) for name in inputs)

@@ -9,12 +9,12 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from serving import live, model, settings
 from starlette.types import Receive, Scope, Send
 from torch import nn
 
 from mcdrop.errors import McdropError
 from mcdrop.predictor import MCDropout
-from serving import live, model, settings
 from service import errors
 from service.app import create_app
 from service.middleware import Door
@@ -190,7 +190,8 @@ def test_what_nobody_foresaw_is_500_and_says_nothing_of_itself(caplog):
     answer = asyncio.run(ask())
     check(answer, 500, "internal-error", "mine")
     assert "secret" not in answer.text
-    assert "a secret path" in caplog.text and "[mine]" in caplog.text
+    assert "a secret path" in caplog.text
+    assert "[mine]" in caplog.text
 
 
 def test_a_client_that_leaves_while_it_sends_is_no_failure_of_the_server(caplog):
@@ -224,7 +225,8 @@ def test_a_valid_request_id_is_kept(http, path):
 def test_another_request_id_is_replaced(http, given):
     first = http.get("/health/live", headers={"x-request-id": given}).headers["x-request-id"]
     second = http.get("/health/live", headers={"x-request-id": given}).headers["x-request-id"]
-    assert first and first not in (given, second)
+    assert first
+    assert first not in (given, second)
 
 
 def test_every_error_of_the_service_has_its_row_and_its_own_code():

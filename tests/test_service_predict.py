@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-
 from serving import CLASSES, live, model, models_folder, settings
+
 from service.wire import available_outputs
 
 ROW, OTHER_ROW = [0.1, -0.5, 2.0, 1.5], [3.0, 0.0, -1.0, 0.25]
@@ -117,7 +117,8 @@ def test_quantiles_come_with_their_levels(http):
     answer = post(http, SLOPE, inputs=[[1.0, 2.0]], outputs=["quantiles"])
     assert answer["quantile_levels"] == [0.05, 0.5, 0.95]
     low, middle, high = np.array(answer["quantiles"])
-    assert (low < middle).all() and (middle < high).all()
+    assert (low < middle).all()
+    assert (middle < high).all()
     chosen = post(http, SLOPE, inputs=[[1.0, 2.0]], quantiles=[0.5])
     assert chosen["quantile_levels"] == [0.5]
     np.testing.assert_allclose(chosen["quantiles"], [middle], rtol=1e-5)

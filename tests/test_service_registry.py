@@ -4,9 +4,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from serving import models_folder, settings
 
 from mcdrop.errors import BundleError, SettingError
-from serving import models_folder, settings
 from service.registry import Registry, find_models
 from service.server import serve, serving
 
@@ -89,7 +89,7 @@ def test_the_default_is_the_only_model_or_the_one_that_is_named(tmp_path):
 
 
 def test_a_default_that_is_not_served_is_an_error():
-    with pytest.raises(SettingError, match=r"default_model names 'nope'.*insects, pair, slope"):
+    with pytest.raises(SettingError, match=r"default_model names 'nope'.*Served: insects, pair, slope"):
         Registry(settings(default_model="nope"))
 
 

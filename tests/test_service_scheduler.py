@@ -7,13 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from serving import settings
+
 from service.app import create_app
 from service.errors import NotReadyError, OverloadedError
-from service.scheduler import SLICE_SECONDS, Pace, Scheduler
+from service.scheduler import Scheduler
 
 
 @contextmanager
@@ -178,15 +176,6 @@ def test_stopping_answers_what_waits_and_refuses_what_comes():
 
 def test_an_unused_scheduler_stops():
     Scheduler(max_pending=1).stop()
-
-
-@given(rows=st.integers(0, 10_000), passes=st.integers(1, 10_000), seconds=st.floats(0, 1e3, allow_nan=False))
-def test_a_slice_is_a_power_of_two_of_at_least_one_pass_and_not_too_long(rows, passes, seconds):
-    pace = Pace()
-    pace.learn(rows=rows, passes=passes, seconds=seconds)
-    slice_ = pace.passes(rows=rows)
-    assert slice_ >= 1 and slice_ & (slice_ - 1) == 0
-    assert slice_ == 1 or slice_ * seconds / passes <= SLICE_SECONDS * 1.001
 
 
 def test_a_client_that_leaves_ends_its_computation():

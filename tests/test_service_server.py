@@ -12,9 +12,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from serving import models_folder, settings
 
 from mcdrop.errors import PortError
-from serving import models_folder, settings
 from service.server import address, listen, serve, serving
 
 PROGRAM = """
@@ -22,7 +22,8 @@ import sys
 from service.server import serve
 from service.settings import load_settings
 serve(load_settings(models=sys.argv[1], port=0, log_level="error", device="cpu", max_num_samples=10**9, max_cost=10**9,
-                    shutdown_timeout=sys.argv[2], shutdown_delay=sys.argv[3]), on_ready=lambda url: print(url, flush=True))
+                    shutdown_timeout=sys.argv[2], shutdown_delay=sys.argv[3]),
+      on_ready=lambda url: print(url, flush=True))
 print("ended in order", flush=True)
 """
 REQUEST = {"inputs": [[0.0, 0.0, 0.0, 0.0]], "num_samples": 3000}
@@ -66,7 +67,7 @@ def test_after_sigterm_balancers_are_told_before_connections_are_refused():
 
 
 def test_a_request_in_progress_is_answered_before_the_end():
-    """The request is under way for certain: the server has taken its connection and the headers, but not all its body."""
+    """The request is under way for certain: the server has its connection and headers, but not all its body."""
     with process() as (server, url), httpx.Client(base_url=url, trust_env=False, timeout=60) as http:
         signalled = threading.Event()
 
@@ -93,8 +94,8 @@ def test_a_request_that_takes_too_long_does_not_hold_the_end_up():
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as connection:
             body = b'{"inputs": [[0, 0, 0, 0]], "num_samples": 1000000000}'
-            head = f"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-            connection.sendall(head.encode() + body)
+            headers = f"Host: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+            connection.sendall(f"POST /v1/predict HTTP/1.1\r\n{headers}\r\n".encode() + body)
             assert http_probe(url) == 200
             server.send_signal(signal.SIGTERM)
             server.communicate(timeout=60)

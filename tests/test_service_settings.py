@@ -56,7 +56,7 @@ def test_all_wrong_values_are_told_at_once():
 
 
 def test_a_setting_that_does_not_exist_is_an_error(tmp_path):
-    with pytest.raises(SettingError, match="no setting 'max_row'.*max_rows"):
+    with pytest.raises(SettingError, match=r"no setting 'max_row'.*max_rows"):
         load_settings(config=write(tmp_path, "max_row: 3\n"))
 
 
@@ -67,7 +67,7 @@ def test_a_file_that_is_no_list_of_settings_is_an_error(tmp_path, text):
 
 
 def test_a_missing_file_is_an_error(tmp_path):
-    with pytest.raises(SettingError, match="cannot be opened.*--config"):
+    with pytest.raises(SettingError, match=r"cannot be opened.*--config"):
         load_settings(config=tmp_path / "nope.yaml")
 
 

@@ -19,7 +19,8 @@ def test_bars_fill_their_share():
     assert bar(0.5, width=4) == "██"
     assert bar(1, width=4) == "████"
     assert bar(1 / 32, width=4) == "▏"
-    assert bar(7, width=4) == "████" and bar(-1, width=4) == ""
+    assert bar(7, width=4) == "████"
+    assert bar(-1, width=4) == ""
     assert bar(0.5, width=4, ascii_only=True) == "##"
 
 
@@ -28,7 +29,8 @@ def test_no_progress_bar_outside_a_terminal(capsys):
         advance()
         advance(1)
     output = capsys.readouterr()
-    assert output.out == "" and output.err == ""
+    assert output.out == ""
+    assert output.err == ""
 
 
 def test_tables_align_numbers_to_the_right():
