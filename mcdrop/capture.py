@@ -127,10 +127,22 @@ def _varied(row: Tensor, number: int) -> Tensor:
 def _with_inactive(program: Program, flags: Flags) -> Program:
     """Add the sites that stay off because their flag does more than switch dropout on."""
     off = tuple(
-        Site(-1, path.removeprefix("network.").removeprefix("network"), "training flag", None, "bernoulli", 1.0, (), None,
-             True, False, reason, None)
+        Site(
+            index=-1,
+            path=path.removeprefix("network.").removeprefix("network"),
+            kind="training flag",
+            p=None,
+            law="bernoulli",
+            scale=1.0,
+            shape=(),
+            row_axis=None,
+            row_major=True,
+            active=False,
+            reason=reason,
+            source=None,
+        )
         for path, reason in flags.off.items()
-    )  # fmt: skip
+    )
     return replace(program, sites=(*program.sites, *off))
 
 
@@ -139,12 +151,14 @@ def _no_dropout(model: nn.Module, sites: Sequence[Site], flags: Flags) -> NoDrop
     if sites:
         listed = "; ".join(f"{site.path or name}: {site.reason}" for site in sites[:6])
         return NoDropoutError(
-            f"{name} has {len(sites)} stochastic site{'s' * (len(sites) != 1)} and none is active, so every sample would "
+            f"{name} has {len(sites)} stochastic site{'s' * (len(sites) != 1)} and none is active, so "
+            "every sample would "
             f"be the same ({listed}). Train the network with a rate above 0."
         )
     return NoDropoutError(
         f"{name} has no dropout, so every sample would be the same. Looked at {count} modules ({flags.readers} of them "
-        "read their training flag) for dropout, feature, alpha and attention dropout, dropout between recurrent layers, "
+        "read their training flag) for dropout, feature, alpha and attention dropout, dropout "
+        "between recurrent layers, "
         "and bernoulli, uniform and normal draws. Train the network with dropout."
     )
 
@@ -242,7 +256,8 @@ def _prove_replay(network: nn.Module, engine: GraphEngine, rows: list[Tensor]) -
             if shape is not None and (number >= supply.count or supply.shapes[number] != shape):
                 raise CaptureError(
                     f"the network and its captured program draw differently: draw {number} has shape "
-                    f"{supply.shapes[number] if number < supply.count else None} in the network and {shape} in the program."
+                    f"{supply.shapes[number] if number < supply.count else None} in the network and "
+                    f"{shape} in the program."
                 )
         found = engine.apply(rows, engine.prepare(rows), draws, "loop")
         for a, b in zip(found, truth, strict=True):
@@ -260,7 +275,8 @@ def _rows_interact(engine: GraphEngine, rows: list[Tensor], outputs: tuple[Tenso
     for output in outputs:
         if output.ndim == 0 or output.shape[0] != 3:
             return (
-                f"the output has shape {tuple(output.shape)} for 3 rows, so its axis 0 is not the batch: return one row "
+                f"the output has shape {tuple(output.shape)} for 3 rows, so its axis 0 is not the "
+                "batch: return one row "
                 "for each input row, batch first."
             )
     for i in range(3):

@@ -37,10 +37,10 @@ first steps:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. Wrong usage and --help leave by SystemExit, as argparse does."""
     arguments = _parser().parse_args(argv)
-    warnings.showwarning = _show_warning
     try:
-        run = getattr(importlib.import_module("mcdrop.commands"), arguments.command)
-        run(arguments)
+        with warnings.catch_warnings():  # puts `showwarning` back
+            warnings.showwarning = _show_warning
+            getattr(importlib.import_module("mcdrop.commands"), arguments.command)(arguments)
         sys.stdout.flush()
         return 0
     except KeyboardInterrupt:
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     """A warning as one line, without the place in the code that means nothing to whoever typed a command."""
     print(f"mcdrop: warning: {message}", file=sys.stderr)
 

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,8 @@ __all__ = ["demo", "export", "inspect", "predict", "serve", "versions"]
 
 SHOWN_ROWS = 20  # of a prediction, in a terminal
 FIRST = ("label", "confidence")  # of the columns
+HIDDEN = ("variance", "mutual_information_plugin", "variation_ratio", "vote_shares")  # there, too wide for a terminal
+ERROR = "_standard_error"
 STEPS = 20  # of a progress bar
 
 
@@ -217,25 +218,29 @@ def _fields(prediction: Prediction) -> dict[str, np.ndarray]:
     """The prediction's numbers by name: the label, then what has one value in each row, then the rest."""
     arrays = prediction.numpy()
     fields = {name: getattr(arrays, name) for name in arrays.fields}
-    fields |= {f"{name}_standard_error": values for name, values in (arrays.standard_errors or {}).items()}
+    fields |= {name + ERROR: values for name, values in (arrays.standard_errors or {}).items()}
     return dict(sorted(fields.items(), key=lambda item: (item[1].ndim, item[0] not in FIRST)))
 
 
 def _show(fields: dict[str, np.ndarray], class_names: tuple[str, ...] | None, made: dict[str, int]) -> None:
     """The first rows, with the fields that have one value in each."""
-    console = open_console()
     rows = len(fields["mean"])
-    columns = {name: values for name, values in fields.items() if math.prod(values.shape[1:]) == 1}
+    columns = {
+        name: values.reshape(-1)
+        for name, values in fields.items()
+        if values.size == rows and name not in HIDDEN and not name.endswith(ERROR)
+    }
     table = new_table(("row", *columns), numeric=("row", *columns))
     for row in range(min(rows, SHOWN_ROWS)):
         cells = []
         for name, values in columns.items():
-            value = values[row].item()
             if name == "label" and class_names is not None:
-                cells.append(class_names[value])
+                cells.append(class_names[values[row]])
             else:
-                cells.append(f"{value:.4f}" if isinstance(value, float) else str(value))
+                error = fields.get(name + ERROR)
+                cells.append(f"{values[row]:.4g}" + ("" if error is None else f" ± {error.reshape(-1)[row]:.1g}"))
         table.add_row(str(row), *cells)
+    console = open_console()
     console.print(table)
     hidden = f" The first {SHOWN_ROWS} of {rows} rows." if rows > SHOWN_ROWS else ""
     console.print(

@@ -110,7 +110,7 @@ def check_graph(graph: fx.Graph, *, weights: Iterable[str], inputs: int, sites: 
     if any(a >= b for a, b in zip([-1, *active], active, strict=False)) or any(
         site.index != -1 for site in sites if not site.active
     ):
-        raise Refused("active sites have to be numbered 0, 1, 2, ... and inactive ones -1")
+        raise Refused("active sites have to stand in the order of their numbers, and inactive ones have -1")
     if draws != Counter(active):
         odd = sorted((draws - Counter(active)) + (Counter(active) - draws))[0]
         raise Refused(

@@ -1,7 +1,7 @@
 """Handwritten digits, a small network that reads them, and images that are no digits: the material of the demo.
 
 The 1,797 images (8 x 8, ink 0 to 16) are the test part of "Optical Recognition of Handwritten Digits" (E. Alpaydin and
-C. Kaynak, UCI Machine Learning Repository, doi 10.24432/C50P49, CC BY 4.0; see `data/DIGITS-LICENSE.md`). Neighbours in
+C. Kaynak, UCI Machine Learning Repository, doi 10.24432/C50P49, CC BY 4.0; see `data/LICENSE-digits.md`). Neighbours in
 the file are mostly by the same hand, so the last images are kept for testing and not a random choice. That is harder
 and more honest: without the distortions of `train` 96 % are read right, of a random choice 99 %.
 """
@@ -83,7 +83,7 @@ def train(
             for rows in torch.split(torch.randperm(len(digits)), 64):
                 loss = F.cross_entropy(network(_distorted(images[rows])), labels[rows])
                 optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]  # of PyTorch
+                loss.backward()
                 optimizer.step()
                 schedule.step()
             if on_epoch is not None:

@@ -141,11 +141,8 @@ def _fill(law: str, low: str = "", high: str = "") -> Callable[..., Any]:
     def answer(supply: Supply, a: dict[str, Any], run: Callable[[], Any]) -> Any:
         target: Tensor = a["self"]
         drawn = supply.next(law, target.shape, 0.0, target.device)
-        if law == "uniform":
-            drawn = drawn * (a[high] - a[low]) + a[low]
-        else:
-            drawn = drawn * a[high] + a[low]
-        return target.copy_(drawn)
+        width = a[high] - a[low] if law == "uniform" else a[high]
+        return target.copy_(drawn * width + a[low])
 
     return answer
 
@@ -286,7 +283,7 @@ class EagerEngine:
         self._by_row = by_row
         self._buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
 
-    def prepare(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+    def prepare(self, inputs: Sequence[Tensor], budget: int | None = None) -> list[Tensor]:
         return []
 
     def passes(

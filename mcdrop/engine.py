@@ -5,8 +5,7 @@
 does not care which it has.
 """
 
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
@@ -27,8 +26,8 @@ class Engine(Protocol):
     kind: str
     merges: bool  # whether rows of several requests may be computed together
 
-    def prepare(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """What has to be computed once per row, for these rows."""
+    def prepare(self, inputs: Sequence[Tensor], budget: int | None = None) -> list[Tensor]:
+        """What has to be computed once per row, for these rows, in at most `budget` bytes beyond its results."""
 
     def passes(
         self,
@@ -61,13 +60,30 @@ class GraphEngine:
         self.device = program.device
         self._placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
         self._row_sizes = [program.inputs[number].shape[axis] == "batch" for number, axis in self.parts.roots]
-        self._mapped: dict[int, Any] = {}
-        self._footprints: dict[tuple[int, ...], int] = {}
-        self._lock = threading.Lock()
+        self._footprints: dict[tuple[Any, ...], int] = {}
 
-    def prepare(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+    def prepare(self, inputs: Sequence[Tensor], budget: int | None = None) -> list[Tensor]:
+        rows, axes = self.rows_of(inputs), self.parts.frontier_axes
+        at_once = rows
+        if budget is not None and rows > 1 and axes is not None and self.merges:
+            at_once = min(max(1, budget // self._bytes_per_row(inputs)), rows)
         with torch.no_grad():
-            return list(self.parts.prefix(*inputs))
+            if at_once == rows or axes is None:
+                return list(self.parts.prefix(*inputs))
+            parts = [
+                self.parts.prefix(*self._rows(inputs, start, start + at_once)) for start in range(0, rows, at_once)
+            ]
+            return [
+                each[0] if axis is None else torch.cat(each, axis)
+                for axis, each in zip(axes, zip(*parts, strict=True), strict=True)
+            ]
+
+    def _rows(self, inputs: Sequence[Tensor], start: int, stop: int) -> list[Tensor]:
+        return [x[start:stop] if spec.batched else x for x, spec in zip(inputs, self.program.inputs, strict=True)]
+
+    def _bytes_per_row(self, inputs: Sequence[Tensor]) -> int:
+        """Memory that the prefix takes for one row; measured once for each shape of a row."""
+        return self._measured("prefix", inputs, lambda one: (self.parts.prefix, one))
 
     def rows_of(self, inputs: Sequence[Tensor]) -> int:
         """Number of rows in these inputs."""
@@ -124,13 +140,26 @@ class GraphEngine:
 
     def bytes_per_pass(self, inputs: Sequence[Tensor]) -> int:
         """Measured once for each shape of a row, by running one pass of one row and adding up what is alive."""
-        one = [x[:1] if spec.batched else x for x, spec in zip(inputs, self.program.inputs, strict=True)]
-        key = tuple(size for x in one for size in x.shape)
-        if key not in self._footprints:
+
+        def suffix(one: list[Tensor]) -> tuple[Callable[..., Any], list[Any]]:
             draws = [draw[0] for draw in self.draws(one, passes=range(1), seed=0, rows=None)]
-            tally = _Tally(self.parts.mapped)
+            return self.parts.mapped, [*self.parts.sizes(one), *self.prepare(one), *draws]
+
+        return self._measured("suffix", inputs, suffix)
+
+    def _measured(
+        self,
+        part: str,
+        inputs: Sequence[Tensor],
+        call: Callable[[list[Tensor]], tuple[Callable[..., Any], list[Any]]],
+    ) -> int:
+        one = self._rows(inputs, 0, 1)
+        key = (part, *(size for x in one for size in x.shape))
+        if key not in self._footprints:
             with torch.no_grad():
-                tally.run(*self.parts.sizes(one), *self.prepare(one), *draws)
+                module, arguments = call(one)
+                tally = _Tally(module)
+                tally.run(*arguments)
             self._footprints[key] = tally.peak
         return self._footprints[key]
 

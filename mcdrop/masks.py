@@ -8,6 +8,8 @@ most recent ones also ready to multiply; both under a bound on bytes, least rece
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,15 +87,17 @@ class Masks:
             start = block * _BLOCK
             bits = self._bits.get(
                 (seed, site.index, shape, block, device),
-                lambda start=start: pack_bits(self._keep(site, shape, seed, range(start, start + _BLOCK), device)),
+                partial(self._packed, site, shape, seed, range(start, start + _BLOCK), device),
             )
             parts.append(bits[max(passes.start - start, 0) : min(passes.stop - start, _BLOCK)])
         bits = parts[0] if len(parts) == 1 else torch.cat(parts)
         return unpack_bits(bits, shape=shape, scale=site.scale, dtype=torch.float32).contiguous()
 
     @staticmethod
-    def _keep(site: Site, shape: tuple[int, ...], seed: int, passes: range, device: torch.device) -> Tensor:
-        return keep_mask(p=site.p or 0.0, shape=shape, seed=seed, site=site.index, passes=passes, device=device)
+    def _packed(site: Site, shape: tuple[int, ...], seed: int, passes: range, device: torch.device) -> Tensor:
+        return pack_bits(
+            keep_mask(p=site.p or 0.0, shape=shape, seed=seed, site=site.index, passes=passes, device=device)
+        )
 
     @staticmethod
     def _make(
@@ -106,7 +110,7 @@ class Masks:
         rows: Tensor | None,
         units: int,
     ) -> Tensor:
-        where = {"seed": seed, "site": site.index, "passes": passes, "device": device}
+        where: dict[str, Any] = {"seed": seed, "site": site.index, "passes": passes, "device": device}
         if axis is not None:
             where |= {"row_axis": axis, "rows": rows, "units_per_row": units, "row_major": site.row_major}
         if site.law == "uniform":

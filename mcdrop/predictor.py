@@ -198,8 +198,10 @@ class MCDropout:
     def __repr__(self) -> str:
         active = sum(site.active for site in self.sites)
         return (
-            f"MCDropout({self.name or 'unnamed'} {self.version}: {self.task.name}, {active} active of {len(self.sites)} "
-            f"sites, {self.num_samples} passes, seed {self.seed}, {self.masks} masks, {self.engine} engine on {self.device})"
+            f"MCDropout({self.name or 'unnamed'} {self.version}: {self.task.name}, {active} active of "
+            f"{len(self.sites)} "
+            f"sites, {self.num_samples} passes, seed {self.seed}, {self.masks} masks, {self.engine} "
+            f"engine on {self.device})"
         )
 
     # ---- predictions
@@ -260,7 +262,8 @@ class MCDropout:
         standard_errors: bool = False,
         every: int | None = None,
     ) -> Iterator[Prediction]:
-        """Predictions as passes accumulate, after every `every` passes (an eighth of all if None); the last is whole."""
+        """Predictions as passes accumulate, after every `every` passes (an eighth of all if None); "
+        "the last is whole."""
         run, as_numpy = self._start(inputs, num_samples, seed, masks, standard_errors, (), False)
         step = max(2, -(-run.num_samples // 8)) if every is None else every
         if step < 1:
@@ -357,7 +360,8 @@ class MCDropout:
         """
         if self.task.name != "regression":
             raise SettingError(
-                f"fit_noise_variance is for regression; this model's task is {self.task.name!r}, which has no noise to fit."
+                f"fit_noise_variance is for regression; this model's task is {self.task.name!r}, "
+                "which has no noise to fit."
             )
         prediction = self(inputs, num_samples=num_samples)
         mean = torch.as_tensor(prediction.mean, device="cpu").double()
@@ -366,7 +370,8 @@ class MCDropout:
             target = target.reshape(mean.shape)
         if target.shape != mean.shape or not target.numel():
             raise SettingError(
-                f"targets have the shape {tuple(target.shape)}; the model's mean has {tuple(mean.shape)}: give one target "
+                f"targets have the shape {tuple(target.shape)}; the model's mean has "
+                f"{tuple(mean.shape)}: give one target "
                 "for each output, at least one row."
             )
         spread = torch.as_tensor(prediction.epistemic_variance, device="cpu").double()  # type: ignore[attr-defined]
@@ -386,7 +391,8 @@ class MCDropout:
         program = self._captured.program
         if program is None or not isinstance(self._engine, GraphEngine):
             raise BundleError(
-                "this network runs on the eager engine, so there is no program to save. Rewrite what keeps it from being "
+                "this network runs on the eager engine, so there is no program to save. Rewrite what "
+                "keeps it from being "
                 "captured (the warning at construction says what) and capture it again."
             )
         noise = self.task.noise_variance
@@ -460,7 +466,8 @@ class MCDropout:
             )
         except (KeyError, TypeError, AttributeError, SettingError, StopIteration) as error:
             raise BundleError(
-                f"{os.fspath(folder)}: model.json does not describe a model ({type(error).__name__}: {error}). Save the "
+                f"{os.fspath(folder)}: model.json does not describe a model ({type(error).__name__}: "
+                f"{error}). Save the "
                 "model again."
             ) from error
         return self

@@ -13,6 +13,7 @@ Nothing in it mutates, reads a file or knows a device, and nothing but the `nois
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -64,5 +65,5 @@ class Program:
         return replace(self, graph=graph, weights=weights)
 
 
-def _moved(value: object, device: torch.device) -> object:
+def _moved(value: Any, device: torch.device) -> Any:
     return device if isinstance(value, torch.device) else value

@@ -67,7 +67,8 @@ def _fold(value: Tensor, batch: int) -> Tensor:
 
 
 def _unfold(value: Tensor, batch: int, passes: int) -> Tensor:
-    return value.unflatten(batch, (passes, -1)).movedim(batch, 0)
+    unfolded: Tensor = value.unflatten(batch, (passes, -1))
+    return unfolded.movedim(batch, 0)
 
 
 def recurrent_layer(kind: str) -> Any:

@@ -123,7 +123,8 @@ class Sampler:
         return Run(inputs, num_samples, seed, masks, rows, make_sink)
 
     def advance(self, runs: Sequence[Run], budget: int | None) -> None:
-        """Compute the next `budget` passes of every run (all that are left if None), together where that is possible."""
+        """Compute the next `budget` passes of every run (all that are left if None), together where "
+        "that is possible."""
         for run in runs:
             if not run.blocks:
                 run.blocks = self._blocks(run)
@@ -210,10 +211,10 @@ class Sampler:
             rows = torch.cat([block.rows for block in blocks if block.rows is not None])
         counts = [self._count(block) for block in blocks]
         if len(blocks) == 1:
-            blocks[0].prepared = blocks[0].prepared or self.engine.prepare(inputs)
+            blocks[0].prepared = blocks[0].prepared or self.engine.prepare(inputs, self._budget())
             prepared = blocks[0].prepared
         else:
-            prepared = self.engine.prepare(inputs)
+            prepared = self.engine.prepare(inputs, self._budget())
         start, stop = blocks[0].passes, blocks[0].passes + todo
         chunk = min(todo, self._chunk(inputs, sum(counts)))
         while start < stop:
@@ -263,7 +264,8 @@ def free_memory(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed. PyTorch's CPU allocator has no class of its own for it, only its name in the text."""
+    """Whether an allocation failed. PyTorch's CPU allocator has no class of its own for it, only "
+    "its name in the text."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)

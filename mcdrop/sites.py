@@ -23,6 +23,8 @@ from mcdrop.errors import UnsupportedRandomnessError
 
 __all__ = ["TABLE", "Found", "Law", "Site", "alpha_scale", "bernoulli", "expose", "noise", "scale", "source_of"]
 
+Node = Any  # fx.Node, whose arguments are typed too widely to be of use
+
 Law = Literal["bernoulli", "uniform", "normal"]
 
 aten = torch.ops.aten
@@ -78,18 +80,18 @@ class Found:
 class _Rewriter:
     """Builds the replacement of one node at its place."""
 
-    def __init__(self, graph: fx.Graph, node: fx.Node, found: list[Found]) -> None:
+    def __init__(self, graph: fx.Graph, node: Node, found: list[Found]) -> None:
         self.graph, self.node, self.found = graph, node, found
         self.args = _bound(node)
 
-    def call(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+    def call(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> Node:
         return self.graph.call_function(target, args, kwargs)
 
-    def size(self, x: fx.Node, axis: int) -> Any:
+    def size(self, x: Node, axis: int) -> Any:
         size = x.meta["val"].shape[axis]
         return size if isinstance(size, int) else self.call(aten.sym_size.int, x, axis % x.meta["val"].ndim)
 
-    def sizes(self, x: fx.Node) -> list[Any]:
+    def sizes(self, x: Node) -> list[Any]:
         return [self.size(x, axis) for axis in range(x.meta["val"].ndim)]
 
     def site(self, kind: str, *, p: float | None = None, law: Law = "bernoulli", scale: float = 1.0) -> int:
@@ -100,10 +102,10 @@ class _Rewriter:
     def inactive(self, kind: str, p: float, reason: str) -> None:
         self.found.append(Found(kind, p, "bernoulli", 1.0, path_of(self.node), source_of(self.node), reason))
 
-    def draw(self, index: int, sizes: list[Any]) -> fx.Node:
+    def draw(self, index: int, sizes: list[Any]) -> Node:
         return self.call(draw_operators.noise.default, index, sizes)
 
-    def cast(self, drawn: fx.Node, dtype: torch.dtype | None) -> fx.Node:
+    def cast(self, drawn: Node, dtype: torch.dtype | None) -> Node:
         dtype = dtype or torch.get_default_dtype()
         return drawn if dtype == torch.float32 else self.call(aten._to_copy.default, drawn, dtype=dtype)
 
@@ -113,7 +115,7 @@ class _Rewriter:
         return not train or p == 0
 
 
-def _bound(node: fx.Node) -> dict[str, Any]:
+def _bound(node: Node) -> dict[str, Any]:
     """The arguments of a call by the names of its schema, defaults filled in."""
     target: Any = node.target
     bound = {}
@@ -132,11 +134,11 @@ def kept_value(p: float) -> float:
     return 1 / (1 - p) if p < 1 else 0.0
 
 
-def _dropout(kind: str) -> Callable[[_Rewriter], fx.Node]:
+def _dropout(kind: str) -> Callable[[_Rewriter], Node]:
     """Plain, feature, alpha and feature alpha dropout."""
     by_feature, alpha = kind.startswith("feature"), "alpha" in kind
 
-    def rewrite(r: _Rewriter) -> fx.Node:
+    def rewrite(r: _Rewriter) -> Node:
         x, p = r.args["input"] if "input" in r.args else r.args["self"], float(r.args["p"])
         if r.switched_off(kind, p, bool(r.args["train"])):
             return x
@@ -152,7 +154,7 @@ def _dropout(kind: str) -> Callable[[_Rewriter], fx.Node]:
     return rewrite
 
 
-def _attention(r: _Rewriter) -> fx.Node:
+def _attention(r: _Rewriter) -> Node:
     """Scaled dot product attention (Vaswani et al. 2017, eq. 1), with its dropout on the weights made visible."""
     a = r.args
     p = float(a["dropout_p"])
@@ -186,7 +188,7 @@ def _attention(r: _Rewriter) -> fx.Node:
     return r.call(aten.matmul.default, r.call(draw_operators.scale.default, weights, drawn), value)
 
 
-def _recurrent(r: _Rewriter) -> fx.Node:
+def _recurrent(r: _Rewriter) -> Node:
     """Layers of an LSTM, GRU or RNN one by one, with the draw between them.
 
     PyTorch draws in the layout (time, batch, features) whatever `batch_first` says; so does this.
@@ -209,7 +211,7 @@ def _recurrent(r: _Rewriter) -> fx.Node:
     x = a["input"]
     if a["batch_first"]:
         x = r.call(aten.transpose.int, x, 0, 1)
-    last: list[list[fx.Node]] = [[] for _ in states]
+    last: list[list[Node]] = [[] for _ in states]
     lengths = [r.size(a["input"], axis) for axis in ((1, 0) if a["batch_first"] else (0, 1))]
     for layer in range(layers):
         hx = [r.call(aten.slice.Tensor, s, 0, layer * directions, (layer + 1) * directions) for s in states]
@@ -248,7 +250,7 @@ def _state_width(a: dict[str, Any]) -> int:
     return int(first.meta["val"].shape[-1])
 
 
-def _bernoulli(r: _Rewriter) -> fx.Node:
+def _bernoulli(r: _Rewriter) -> Node:
     """`torch.bernoulli` and `Tensor.bernoulli_`, with one rate or a tensor of rates."""
     target, p = r.args["self"], r.args.get("p", r.args["self"])
     dtype = target.meta["val"].dtype
@@ -259,10 +261,10 @@ def _bernoulli(r: _Rewriter) -> fx.Node:
     return r.cast(r.draw(r.site("bernoulli", p=1 - float(p)), r.sizes(target)), dtype)
 
 
-def _numbers(kind: Law, low: str = "", high: str = "") -> Callable[[_Rewriter], fx.Node]:
+def _numbers(kind: Law, low: str = "", high: str = "") -> Callable[[_Rewriter], Node]:
     """Uniform and normal numbers: new, like a tensor, or in place, where `low` and `high` name the law's arguments."""
 
-    def rewrite(r: _Rewriter) -> fx.Node:
+    def rewrite(r: _Rewriter) -> Node:
         a = r.args
         like = a.get("self")
         sizes = a["size"] if like is None or "size" in a else r.sizes(like)
@@ -277,7 +279,7 @@ def _numbers(kind: Law, low: str = "", high: str = "") -> Callable[[_Rewriter], 
     return rewrite
 
 
-def _exponential(r: _Rewriter) -> fx.Node:
+def _exponential(r: _Rewriter) -> Node:
     """Exponential numbers from uniform ones, as Gumbel noise uses them."""
     target = r.args["self"]
     drawn = r.draw(r.site("exponential", law="uniform"), r.sizes(target))
@@ -285,13 +287,13 @@ def _exponential(r: _Rewriter) -> fx.Node:
     return r.cast(r.call(aten.div.Tensor, negative, -float(r.args["lambd"])), target.meta["val"].dtype)
 
 
-def _leaky(r: _Rewriter) -> fx.Node:
+def _leaky(r: _Rewriter) -> Node:
     """RReLU is no dropout: it keeps its slope of evaluation."""
     slope = (float(r.args["lower"]) + float(r.args["upper"])) / 2
     return r.call(aten.leaky_relu.default, r.args["self"], slope)
 
 
-TABLE: dict[Any, tuple[Callable[[_Rewriter], fx.Node], bool]] = {  # operation -> its rewrite, whether it is in place
+TABLE: dict[Any, tuple[Callable[[_Rewriter], Node], bool]] = {  # operation -> its rewrite, whether it is in place
     aten.dropout: (_dropout("dropout"), False),
     aten.dropout_: (_dropout("dropout"), True),
     aten.feature_dropout: (_dropout("feature_dropout"), False),
@@ -352,15 +354,16 @@ def expose(module: fx.GraphModule) -> list[Found]:
     return found
 
 
-def _unknown(node: fx.Node, operation: str) -> str:
+def _unknown(node: Node, operation: str) -> str:
     return (
-        f"{operation} at {source_of(node) or 'an unknown line'} draws random numbers by a law that mcdrop does not know. "
+        f"{operation} at {source_of(node) or 'an unknown line'} draws random numbers by a law that "
+        "mcdrop does not know. "
         "Known are dropout in all its forms, bernoulli, uniform and normal draws; write the noise with one of them, "
         "or switch it off in evaluation mode."
     )
 
 
-def path_of(node: fx.Node) -> str:
+def path_of(node: Node) -> str:
     """The module in which a traced operation stands, by its name below the user's network."""
     stack = node.meta.get("nn_module_stack") or {}
     path = next(reversed(stack.values()))[0] if stack else ""
@@ -372,7 +375,7 @@ _LIBRARY = re.compile(r"[/\\](torch|mcdrop)[/\\]")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
-def source_of(node: fx.Node) -> str | None:
+def source_of(node: Node) -> str | None:
     """The line of the user's code (else of the library's) from which a traced operation comes, as "file:line"."""
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
     own = [frame for frame in frames if not _LIBRARY.search(frame[0])]

@@ -29,7 +29,8 @@ def private_copy(model: nn.Module) -> nn.Module:
         try:
             return copy.deepcopy(model)
         except Exception:  # user code runs inside deepcopy and can fail in any way
-            return _copied(model, {})
+            twin: nn.Module = _copied(model, {})
+            return twin
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:
@@ -153,7 +154,8 @@ def _specs(
         for axis, text in dynamic.get(name, {}).items():
             if not 0 < axis < len(sizes):
                 raise SettingError(
-                    f"dynamic names axis {axis} of input {name!r}, which has the shape {tuple(tensor.shape)}; axis 0 is "
+                    f"dynamic names axis {axis} of input {name!r}, which has the shape "
+                    f"{tuple(tensor.shape)}; axis 0 is "
                     "the batch and always dynamic."
                 )
             sizes[axis] = text

@@ -27,6 +27,8 @@ from mcdrop.sites import Site
 
 __all__ = ["Split", "is_size", "measure", "split"]
 
+Node = Any  # fx.Node, whose arguments are typed too widely to be of use
+
 aten = torch.ops.aten
 
 _ARITHMETIC = {
@@ -56,6 +58,7 @@ class Split:
     draws: tuple[tuple[Site, tuple[Any, ...]], ...]
     prefix_calls: int
     suffix_calls: int
+    frontier_axes: tuple[int | None, ...] | None  # of each frontier tensor, the axis of the rows; None if unclear
     stochastic_outputs: tuple[bool, ...]
 
     def sizes(self, inputs: Sequence[Tensor]) -> tuple[int, ...]:
@@ -73,8 +76,8 @@ class _Program:
         self.sites = {site.index: site for site in program.active_sites}
         self.sizes = {node for node in self.nodes if is_size(node)}
         self.noises = [node for node in self.nodes if node.target is noise]
-        self.stochastic: set[fx.Node] = set()
-        made: dict[fx.Node, bool] = {}  # tensors made from sizes and constants alone -> whether from the number of rows
+        self.stochastic: set[Node] = set()
+        made: dict[Node, bool] = {}  # tensors made from sizes and constants alone -> whether from the number of rows
         rows = {node for node in self.sizes if self._counts_rows(node)}
         for node in self.nodes:
             if node in self.noises or any(parent in self.stochastic for parent in node.all_input_nodes):
@@ -85,21 +88,21 @@ class _Program:
                     made[node] = any(p in rows for p in node.all_input_nodes) or any(made[p] for p in tensors)
         self.made = {node for node, from_rows in made.items() if from_rows}
         output = next(node for node in self.nodes if node.op == "output")
-        self.outputs: tuple[fx.Node, ...] = tuple(output.args[0])
+        self.outputs: tuple[Node, ...] = tuple(output.args[0])
         self.stochastic.discard(output)
         self.frontier = self._frontier()
 
-    def _counts_rows(self, node: fx.Node) -> bool:
+    def _counts_rows(self, node: Node) -> bool:
         if node.target is aten.sym_size.int:
             spec = self.program.inputs[self.placeholders.index(node.args[0])]
             return bool(spec.shape[node.args[1]] == "batch")
         return any(self._counts_rows(parent) for parent in node.all_input_nodes)
 
-    def _frontier(self) -> list[fx.Node]:
-        needed: dict[fx.Node, None] = {}
+    def _frontier(self) -> list[Node]:
+        needed: dict[Node, None] = {}
         wanted = [node for node in self.nodes if node in self.stochastic and node not in self.noises]
         parents = [parent for node in wanted for parent in node.all_input_nodes] + list(self.outputs)
-        seen: set[fx.Node] = set()
+        seen: set[Node] = set()
         while parents:
             parent = parents.pop()
             if parent in seen or parent in self.stochastic or parent in self.sizes or parent.op == "get_attr":
@@ -123,12 +126,12 @@ def is_size(node: Any) -> bool:
     )
 
 
-def measure(size: Any, roots: Mapping[tuple[int, int], int], inputs: Sequence[fx.Node]) -> int:
+def measure(size: Any, roots: Mapping[tuple[int, int], int], inputs: Sequence[Node]) -> int:
     """The value of a size for given sizes of the inputs."""
-    if not isinstance(size, fx.Node):
-        return int(size)
+    if isinstance(size, int):
+        return size
     if size.target is aten.sym_size.int:
-        return roots[inputs.index(size.args[0]), size.args[1]]  # type: ignore[arg-type]  # a placeholder and an int
+        return roots[inputs.index(size.args[0]), size.args[1]]
     function: Any = size.target
     return int(function(*(measure(argument, roots, inputs) for argument in size.args)))
 
@@ -153,6 +156,7 @@ def split(program: Program) -> Split:
         draws=tuple((p.sites[node.args[0]], tuple(node.args[1])) for node in p.noises),
         prefix_calls=prefix_calls,
         suffix_calls=suffix_calls,
+        frontier_axes=None if axes is None else tuple(axes[node] for node in p.frontier),
         stochastic_outputs=tuple(node in p.stochastic for node in p.outputs),
     )
 
@@ -164,7 +168,7 @@ def _module(p: _Program, graph: fx.Graph) -> fx.GraphModule:
 
 
 def _prefix(p: _Program) -> tuple[fx.GraphModule, int]:
-    graph, env = fx.Graph(), {}
+    graph, env = fx.Graph(), dict[Node, Node]()
     needed, waiting = set(), list(p.frontier)
     while waiting:
         node = waiting.pop()
@@ -178,7 +182,7 @@ def _prefix(p: _Program) -> tuple[fx.GraphModule, int]:
     return _module(p, graph), sum(node.op == "call_function" and node not in p.sizes for node in needed)
 
 
-def _row_axes(p: _Program, prefix: Callable[..., Any]) -> dict[fx.Node, int | None] | None:
+def _row_axes(p: _Program, prefix: Callable[..., Any]) -> dict[Node, int | None] | None:
     """The axis of each frontier tensor that runs over the rows; None if one has several such axes."""
 
     def shapes(rows: int) -> list[torch.Size]:
@@ -194,7 +198,7 @@ def _row_axes(p: _Program, prefix: Callable[..., Any]) -> dict[fx.Node, int | No
             ]
             return [tensor.shape for tensor in prefix(*inputs)]
 
-    axes: dict[fx.Node, int | None] = {}
+    axes: dict[Node, int | None] = {}
     for node, two, three in zip(p.frontier, shapes(2), shapes(3), strict=True):
         moving = [axis for axis, (a, b) in enumerate(zip(two, three, strict=True)) if a != b]
         if len(moving) > 1 or any(two[axis] * 3 != three[axis] * 2 for axis in moving):
@@ -203,21 +207,21 @@ def _row_axes(p: _Program, prefix: Callable[..., Any]) -> dict[fx.Node, int | No
     return axes
 
 
-def _suffix(p: _Program, roots: list[tuple[int, int]], axes: dict[fx.Node, int | None] | None) -> fx.GraphModule:
+def _suffix(p: _Program, roots: list[tuple[int, int]], axes: dict[Node, int | None] | None) -> fx.GraphModule:
     """The suffix in its mapped form, or, given the row axes of the frontier, in its folded form."""
     folded = axes is not None
-    graph, env = fx.Graph(), dict[fx.Node, Any]()
+    graph, env = fx.Graph(), dict[Node, Any]()
     sizes = {root: graph.placeholder(f"size_{number}") for number, root in enumerate(roots)}
     for node in p.frontier:
         env[node] = graph.placeholder(f"frontier_{node.name}")
     draws = {node: graph.placeholder(f"draw_{node.args[0]}") for node in p.noises}
     first = draws[p.noises[0]]
 
-    def lookup(node: fx.Node) -> Any:
+    def lookup(node: Node) -> Any:
         """The node in the new graph; constants and sizes are copied when first used."""
         if node not in env:
             if node.target is aten.sym_size.int:
-                env[node] = sizes[p.placeholders.index(node.args[0]), node.args[1]]  # type: ignore[arg-type]
+                env[node] = sizes[p.placeholders.index(node.args[0]), node.args[1]]
             elif node in p.noises:
                 size = _argument(node.args[1][p.sites[node.args[0]].row_axis or 0], lookup)
                 arguments = (draws[node], p.sites[node.args[0]].row_axis, p.sites[node.args[0]].row_major, size)
@@ -228,7 +232,7 @@ def _suffix(p: _Program, roots: list[tuple[int, int]], axes: dict[fx.Node, int |
                     env[node].target = _MAPPED.get(node.target, node.target)
         return env[node]
 
-    fresh = dict[fx.Node, fx.Node]()
+    fresh = dict[Node, Node]()
     if axes is not None:
         for node in p.frontier:
             if axes[node] is not None:
@@ -254,11 +258,11 @@ def _suffix(p: _Program, roots: list[tuple[int, int]], axes: dict[fx.Node, int |
     return _module(p, graph)
 
 
-def _argument(value: Any, lookup: Callable[[fx.Node], Any]) -> Any:
+def _argument(value: Any, lookup: Callable[[Node], Any]) -> Any:
     return lookup(value) if isinstance(value, fx.Node) else value
 
 
-def _applies(user: fx.Node, node: fx.Node, axis: int | None, p: _Program) -> bool:
+def _applies(user: Node, node: Node, axis: int | None, p: _Program) -> bool:
     """Whether `user` does nothing to `node` but apply a draw, by rows on the same axis."""
     return (
         user.target in (scale, alpha_scale)
@@ -288,7 +292,8 @@ def _apply_folded(
     *rest: Any,
     unrepeated: bool = False,
 ) -> Tensor:
-    """Apply the draws of all passes, by broadcasting: (..., passes, rows, units, ...) against (..., passes, 1, units)."""
+    """Apply the draws of all passes, by broadcasting: (..., passes, rows, units, ...) against (..., "
+    "passes, 1, units)."""
     passes, units = drawn.shape[0], drawn.shape[axis + 1]
     drawn = drawn.movedim(0, axis)
     rows = x.shape[axis] if unrepeated else x.shape[axis] // passes

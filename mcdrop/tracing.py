@@ -30,6 +30,8 @@ from mcdrop.sites import Found, Site, expose
 
 __all__ = ["EXPORT_LOCK", "trace"]
 
+Node = Any  # fx.Node, whose arguments are typed too widely to be of use
+
 EXPORT_LOCK = threading.RLock()  # torch.export is not re-entrant
 
 aten = torch.ops.aten
@@ -104,7 +106,7 @@ class _Sizes:
 
     def __init__(self, graph: fx.Graph) -> None:
         self.graph = graph
-        self.roots: dict[sympy.Symbol, tuple[fx.Node, int, str]] = {}
+        self.roots: dict[sympy.Symbol, tuple[Node, int, str]] = {}
         self.nodes: dict[sympy.Expr, Any] = {}
 
     def node(self, value: Any) -> Any:
@@ -160,10 +162,10 @@ def _finish(exported: Any, found: list[Found], specs: tuple[InputSpec, ...]) -> 
     names |= signature.inputs_to_lifted_tensor_constants
     values: Mapping[str, Any] = {**exported.constants, **exported.state_dict}
     graph = fx.Graph()
-    env: dict[fx.Node, Any] = {}
+    env: dict[Node, Any] = {}
     size = _Sizes(graph)
     weights: dict[str, Tensor] = {}
-    draws: list[tuple[fx.Node, fx.Node]] = []
+    draws: list[tuple[Node, Node]] = []
     placeholders = [node for node in source.nodes if node.op == "placeholder"]
     inputs = iter(specs)
     for node in placeholders:
@@ -203,12 +205,12 @@ def _identifier(name: str) -> str:
     return name if name.isidentifier() else "input_" + "".join(c if c.isalnum() else "_" for c in name)
 
 
-def _is_assertion(node: fx.Node) -> bool:
+def _is_assertion(node: Node) -> bool:
     packet = getattr(node.target, "overloadpacket", None)
     return packet is not None and packet.__name__ in _ASSERTIONS
 
 
-def _copy(graph: fx.Graph, node: fx.Node, env: dict[fx.Node, Any], size: _Sizes) -> Any:
+def _copy(graph: fx.Graph, node: Node, env: dict[Node, Any], size: _Sizes) -> Any:
     value = node.meta.get("val")
     if isinstance(value, torch.SymInt):
         return size.node(value)
@@ -240,9 +242,7 @@ def _user_outputs(source: fx.Graph, signature: Any) -> list[Any]:
     return [value for value, kind in zip(returned, kinds, strict=True) if kind == "USER_OUTPUT"]
 
 
-def _number(
-    graph: fx.Graph, draws: list[tuple[fx.Node, fx.Node]], found: list[Found], size: _Sizes
-) -> tuple[Site, ...]:
+def _number(graph: fx.Graph, draws: list[tuple[Node, Node]], found: list[Found], size: _Sizes) -> tuple[Site, ...]:
     """The sites in the order in which they draw, then the inactive ones; `noise` nodes get the final numbers."""
     live = _live(graph)
     batch = [symbol for symbol, (_, _, name) in size.roots.items() if name == "batch"]
@@ -290,11 +290,11 @@ def _order(graph: fx.Graph) -> None:
 _SIZE_FUNCTIONS = {function for _, function in _ARITHMETIC} | {aten.sym_size.int}
 
 
-def _is_size(node: fx.Node) -> bool:
+def _is_size(node: Node) -> bool:
     return node.op == "call_function" and node.target in _SIZE_FUNCTIONS and "val" not in node.meta
 
 
-def _live(graph: fx.Graph) -> set[fx.Node]:
+def _live(graph: fx.Graph) -> set[Node]:
     """The nodes from which the output is computed."""
     output = next(node for node in graph.nodes if node.op == "output")
     live, waiting = set(), [output]

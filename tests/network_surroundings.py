@@ -45,23 +45,24 @@ class Auxiliary(nn.Module):
         return logits if aux is None else (logits, aux)
 
 
-class Conflict(nn.Module):
-    """One flag serves a functional dropout and an auxiliary head: that site cannot be active, the module's can."""
+class SharedFlag(nn.Module):
+    """One flag serves a functional dropout and something else.
 
-    def __init__(self) -> None:
+    `form` "auxiliary": in training a second output, which leaves the first as it is. "softmax": in evaluation the
+    logits become probabilities, so that this flag cannot be on and its site is listed as inactive.
+    """
+
+    def __init__(self, form: str) -> None:
         super().__init__()
-        self.trunk, self.middle, self.head, self.aux = (
-            nn.Linear(6, 8),
-            nn.Linear(8, 8),
-            nn.Linear(8, 3),
-            nn.Linear(8, 3),
-        )
-        self.dropout = nn.Dropout(P)
+        self.trunk, self.middle, self.head = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.dropout, self.form = nn.Dropout(P), form
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         h = F.dropout(F.relu(self.trunk(x)), 0.5, self.training)
         logits = self.head(self.dropout(F.relu(self.middle(h))))
-        return (logits, self.aux(h)) if self.training else logits
+        if self.form == "softmax":
+            return logits if self.training else logits.softmax(-1)
+        return (logits, h) if self.training else logits
 
 
 class HandWrittenNorm(nn.Module):

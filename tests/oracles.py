@@ -179,18 +179,20 @@ def in_training(model: nn.Module, frozen: Sequence[str]) -> Iterator[None]:
 
 
 def enumerate_masks(
-    model: nn.Module, inputs: Tensor, *, frozen: Sequence[str] = (), replicate: bool = True, most_units: int = 12
+    model: nn.Module, inputs: Tensor, *, frozen: Sequence[str] = (), most_units: int = 12
 ) -> Enumeration:
-    """Runs `model` (float64) on one row (1, ...) under all 2**units masks.
+    """Runs `model` (float64) on one row (1, ...) under all 2**units masks, as its author wrote it, in plain PyTorch.
 
-    With `replicate` the masks ride on the batch axis of one forward pass over copies of the row; without, which a
-    site on a weight needs, there is one pass for each mask. Both are plain PyTorch on the network as it was written.
+    The masks ride on the batch axis of one forward pass over copies of the row. Where a draw has no such axis, as on
+    a weight, there is one pass for each mask.
     """
     if inputs.shape[0] != 1:
         raise ValueError(f"one row at a time, got {inputs.shape[0]}")
     with torch.no_grad(), torch.random.fork_rng(devices=[]), in_training(model, frozen):
         with Draws() as seen:
             call(model, inputs)
+        with Draws() as twice:
+            call(model, repeat(inputs, 2))
         sizes = [math.prod(shape) for shape in seen.shapes]
         units = sum(sizes)
         if not 0 < units <= most_units:
@@ -199,15 +201,21 @@ def enumerate_masks(
         bits = (numbers >> torch.arange(units)) & 1  # (masks, units), 1 = kept
         keep = torch.cat([keep.reshape(-1) for keep in seen.keep])
         weights = torch.where(bits == 1, keep, 1 - keep).prod(1)
-        masks = bits.split(sizes, 1)
-        if replicate:
-            with Draws(masks):
-                outputs = call(model, repeat(inputs, 2**units))
-        else:
+        masks = [part.reshape(-1, *shape) for part, shape in zip(bits.split(sizes, 1), seen.shapes, strict=True)]
+        axes = [row_axis(*shapes) for shapes in zip(seen.shapes, twice.shapes, strict=True)]
+        if None in axes:
             rows = []
             for mask in range(2**units):
                 with Draws([site[mask] for site in masks]):
                     rows.append(call(model, inputs)[0])
             outputs = torch.stack(rows)
-    dropped = torch.stack([(1 - mask).sum(1) for mask in masks], 1).double()
+        else:
+            with Draws([site.movedim(0, axis) for site, axis in zip(masks, axes, strict=True)]):
+                outputs = call(model, repeat(inputs, 2**units))
+    dropped = torch.stack([(1 - mask).flatten(1).sum(1) for mask in masks], 1).double()
     return Enumeration(weights=weights, outputs=outputs.double(), dropped=dropped)
+
+
+def row_axis(one: torch.Size, two: torch.Size) -> int | None:
+    """The axis of a draw that has twice the size for two rows; None if it does not depend on the number of rows."""
+    return next((axis for axis, (a, b) in enumerate(zip(one, two, strict=True)) if b == 2 * a), None)

@@ -35,6 +35,17 @@ def build():
 def without_dropout():
     return nn.Sequential(nn.Linear(4, 3))
 
+def batch_statistics():
+    return nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False), nn.Dropout(0.5))
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = build()
+
+    def forward(self, x):
+        return self.inner(2 * x if x.sum() > 0 else x)
+
 class Named(nn.Module):
     def __init__(self):
         super().__init__()
@@ -238,7 +249,7 @@ def test_export_with_an_example_file(here, capsys):
         (["--input", "x float32"], "cannot be read"),
         (["--input", "x: float32[batch, 4]", "--weights", "none.pt"], "there is no weights file none.pt"),
         (["--input", "x: float32[batch, 4]", "--classes", "@none.txt"], "class names cannot be read from none.txt"),
-        (["--input", "x: float32[batch, 5]"], "Linear|mat1|shapes"),
+        (["--input", "x: float32[batch, 5]"], r"Sequential cannot be run on inputs like x: float32\[batch, 5\]"),
     ],
 )
 def test_export_errors(here, capsys, arguments, message):
@@ -273,6 +284,24 @@ def test_inspect_shows_sites_and_cost(folder, capsys):
 def test_inspect_a_network_that_is_no_folder(here, capsys):
     assert mcdrop(f"inspect {here}:build --input 'x: float32[batch, 4]' --json") == 0
     assert len(json.loads(capsys.readouterr().out)["sites"]) == 1
+
+
+@pytest.mark.filterwarnings("default:.*it runs eagerly")
+def test_a_network_that_runs_eagerly_is_named_in_one_line(here, capsys):
+    assert mcdrop(f"inspect {here}:Branching --input 'x: float32[batch, 4]'") == 0
+    output = capsys.readouterr()
+    assert output.err.startswith("mcdrop: warning: Branching cannot be captured")
+    assert output.err.count("\n") == 1
+    assert "it runs eagerly" in output.out
+    assert mcdrop(f"export {here}:Branching --input 'x: float32[batch, 4]' --task raw -o out") == 1
+    assert not Path("out").exists()
+
+
+def test_rows_that_influence_one_another_are_an_error_unless_allowed(here, capsys):
+    line = f"export {here}:batch_statistics --input 'x: float32[batch, 4]' --task raw -o out"
+    assert mcdrop(line) == 1
+    assert "influence one another" in capsys.readouterr().err
+    assert mcdrop(f"{line} --allow-row-interaction") == 0
 
 
 # ---- predict
@@ -319,6 +348,8 @@ def test_predict_in_a_terminal_shows_a_table(folder, capsys, monkeypatch):
     assert "entropy" in text
     assert "The first 20 of 30 rows" in text
     assert re.search(r"\b(ant|bee|cow)\b", text)
+    assert mcdrop(f"predict {folder} data.npy --standard-errors") == 0
+    assert "±" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -341,6 +372,13 @@ def test_predict_refuses_settings_that_mean_nothing(folder, capsys):
     assert "num_samples" in capsys.readouterr().err
     assert mcdrop(f"predict {folder} data.npy -o out.xlsx") == 1
     assert "end it with .npz, .csv, .json" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_no_cuda_device_is_a_clear_error(folder, capsys):
+    np.save("data.npy", np.zeros((2, 4), np.float32))
+    assert mcdrop(f"predict {folder} data.npy --device cuda") == 1
+    assert "sees no CUDA device: use 'cpu'" in capsys.readouterr().err
 
 
 # ---- serve

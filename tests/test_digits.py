@@ -18,7 +18,7 @@ def test_the_data_is_whole_and_small():
     assert set(learn.labels.tolist()) == set(test.labels.tolist()) == set(range(10))
     data = resources.files("mcdrop") / "data"
     assert len((data / "digits.npz").read_bytes()) < 64 * 1024
-    licence = (data / "DIGITS-LICENSE.md").read_text(encoding="utf-8")
+    licence = (data / "LICENSE-digits.md").read_text(encoding="utf-8")
     assert "CC BY 4.0" in licence
     assert "10.24432/C50P49" in licence
 

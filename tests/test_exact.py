@@ -56,7 +56,6 @@ class Case:
     model: nn.Module
     row: Tensor  # (1, ...)
     task: str
-    replicate: bool = True  # whether each row of a batch draws its own units
 
 
 class Attention(nn.Module):
@@ -134,7 +133,7 @@ def weight(choices: Choices) -> Case:
     """Dropout on the weight matrix of the last layer: the draw has no batch axis."""
     width = choices.whole(2, 3)
     model = nn.Sequential(nn.Linear(4, width), choices.activation(), DropConnect(width, 3, choices.rate()))
-    return Case(model, choices.row(4), "classification", replicate=False)
+    return Case(model, choices.row(4), "classification")
 
 
 FAMILIES: tuple[Callable[[Choices], Case], ...] = (
@@ -165,7 +164,7 @@ def random_case(family: Callable[[Choices], Case], number: int) -> Case:
 
 def enumeration_of(case: Case) -> Enumeration:
     case.model.double()
-    truth = enumerate_masks(case.model, case.row.double(), replicate=case.replicate)
+    truth = enumerate_masks(case.model, case.row.double())
     case.model.float()
     return truth
 

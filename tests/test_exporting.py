@@ -2,13 +2,14 @@
 
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from mcdrop.errors import SettingError
-from mcdrop.exporting import build_network, example_inputs, load_checkpoint, read_checkpoint
+from mcdrop.errors import InputError, SettingError
+from mcdrop.exporting import build_network, call_of, example_inputs, load_checkpoint, read_checkpoint
 from mcdrop.inputs import InputSpec
 
 FACTORIES = """
@@ -183,3 +184,40 @@ def test_examples_fit_their_specifications():
     assert float(inputs["image"].max()) < 1
     again = example_inputs(specs)
     assert all(torch.equal(inputs[name], again[name]) for name in inputs)
+
+
+class Pair(nn.Module):
+    def forward(self, ids, mask):
+        return ids * mask
+
+
+def test_inputs_go_by_name_where_forward_knows_them():
+    specs = [InputSpec.parse(text) for text in ("mask: bool[batch, length<=6]", "ids: int64[batch, length<=6]")]
+    example, dynamic = call_of(Pair(), specs, None)
+    assert list(example) == ["mask", "ids"]
+    assert example["mask"].dtype == torch.bool
+    assert dynamic == {"mask": {1: "length<=6"}, "ids": {1: "length<=6"}}
+    with pytest.raises(SettingError, match=r"forward\(\) of Pair takes no 'words'; it takes ids, mask"):
+        call_of(Pair(), [InputSpec.parse("words: int64[batch, 3]"), specs[0]], None)
+
+
+def test_a_single_input_may_have_any_name():
+    example, dynamic = call_of(nn.Linear(3, 2), [InputSpec.parse("image: float32[batch, frames>=2, 3]")], None)
+    assert isinstance(example, torch.Tensor)
+    assert example.shape == (2, 8, 3)
+    assert dynamic == {1: "frames>=2"}
+
+
+def test_examples_from_a_file_are_checked_against_the_specifications():
+    spec = InputSpec.parse("features: float32[batch, 3]")
+    rows = np.random.default_rng(0).random((4, 3))
+    for given in (rows, {"anything": rows}):
+        example, _ = call_of(nn.Linear(3, 2), [spec], given)
+        assert isinstance(example, torch.Tensor)
+        assert example.dtype == torch.float32
+        assert np.allclose(example.numpy(), rows)
+    with pytest.raises(InputError, match="features"):
+        call_of(nn.Linear(3, 2), [spec], rows[:, :2])
+    example, dynamic = call_of(Pair(), [], {"ids": rows, "mask": rows})
+    assert isinstance(example, dict)
+    assert (list(example), dynamic) == (["ids", "mask"], {})
