@@ -6,7 +6,7 @@ does not care which it has.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, fx
@@ -20,6 +20,7 @@ __all__ = ["Engine", "GraphEngine", "Mode"]
 Mode = Literal["folded", "mapped", "loop"]
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Computes passes. Read-only while predicting, so that many threads may share one."""
 

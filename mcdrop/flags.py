@@ -109,10 +109,9 @@ class _Search:
 
     def look(self, kept: float | None = None) -> _Look:
         _put_back(self.network, self.buffers)
-        before = foreign_generators()
-        with neutral(kept) as supply:
+        with neutral(kept) as supply, _Watch() as watch:
             structure, leaves, outputs = self.network.everything(*(x.clone() for x in self.inputs))
-        foreign = foreign_generators() != before
+        foreign = watch.drew
         self.foreign |= foreign
         return _Look(structure, _clones(leaves), _clones(outputs), supply, foreign)
 
@@ -156,11 +155,38 @@ def _clones(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(tensor.clone() for tensor in tensors)
 
 
-def foreign_generators() -> Any:
-    """The state of the generators of Python and NumPy, to compare."""
+class _Watch:
+    """Notes whether the code inside draws from the global generators of Python or NumPy.
+
+    NumPy's shows by its state. Python's is watched call by call, because type checkers around a network use it too, to
+    pick what they check.
+    """
+
+    def __enter__(self) -> "_Watch":
+        self.drew = False
+        self._numpy = _numpy_state()
+        self._profile = sys.getprofile()
+        sys.setprofile(self._look)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        sys.setprofile(self._profile)
+        self.drew |= _numpy_state() != self._numpy
+
+    def _look(self, frame: Any, event: str, called: Any) -> None:
+        if event == "c_call" and getattr(called, "__self__", None) is _PYTHON_GENERATOR:
+            while frame is not None and frame.f_code.co_filename == random.__file__:
+                frame = frame.f_back
+            self.drew |= frame is None or "beartype" not in frame.f_code.co_filename
+
+
+_PYTHON_GENERATOR = random.random.__self__  # type: ignore[attr-defined]  # the instance behind the module's functions
+
+
+def _numpy_state() -> Any:
     numpy: Any = sys.modules.get("numpy")
     state = numpy.random.get_state() if numpy else None
-    return random.getstate(), (state[1].tobytes(), state[2]) if state else None
+    return (state[1].tobytes(), state[2]) if state else None
 
 
 def _buffers(network: nn.Module) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ the chunk and goes on with the same draws: noise is a function of the pass, not 
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ _CACHE_SHARE = 24 * 2**20  # bytes of activations computed at once: more falls o
 _HEADROOM = 2.0  # what operations need besides their results, as a factor on the results
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Takes chunks of outputs (passes, rows, ...) and turns them into something."""
 
