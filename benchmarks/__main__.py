@@ -34,9 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             memory.append(measure_memory(case))
         else:
             speed.append(measure_speed(case))
+        if options.json:  # after each case, so that a run that is broken off leaves what it found
+            options.json.write_text(json.dumps(as_json([*speed, *memory]), indent=2) + "\n")
     print("\n\n".join(table(*each) for each in ((SPEED, speed), (MEMORY, memory)) if each[1]))
-    if options.json:
-        options.json.write_text(json.dumps(as_json([*speed, *memory]), indent=2) + "\n")
     return 0
 
 

@@ -80,6 +80,7 @@ class Run:
     rows: int
     make_sink: Callable[[], Sink]
     blocks: list[_Block] = field(default_factory=list)
+    budget: int = 0  # bytes, read once: what is free is asked of the system
 
     @property
     def passes(self) -> int:
@@ -128,6 +129,7 @@ class Sampler:
         "that is possible."""
         for run in runs:
             if not run.blocks:
+                run.budget = self._budget()
                 run.blocks = self._blocks(run)
         waiting = [run for run in runs if not run.done]
         groups: dict[Any, list[Run]] = {}
@@ -154,7 +156,7 @@ class Sampler:
         count = max(run.rows, 1)
         most = count
         if self.engine.merges and count > 1:
-            most = max(1, self._budget() // max(int(self.engine.bytes_per_pass(inputs) * _HEADROOM), 1))
+            most = max(1, run.budget // max(int(self.engine.bytes_per_pass(inputs) * _HEADROOM), 1))
         blocks = []
         for start in range(0, count, most):
             stop = min(start + most, count)
@@ -183,7 +185,7 @@ class Sampler:
             if left is not None:
                 todo = min(todo, left)
                 left -= todo
-            self._compute([block], run.seed, todo)
+            self._compute([block], run.seed, todo, run.budget)
             if block.passes >= run.num_samples:
                 block.prepared, block.inputs = None, []
             if left == 0:
@@ -193,13 +195,13 @@ class Sampler:
         """Rows of several runs as one batch, for as many passes as all of them still want; then each goes on alone."""
         shared = min(run.num_samples for run in runs) - runs[0].passes
         todo = shared if budget is None else min(shared, budget)
-        self._compute([run.blocks[0] for run in runs], runs[0].seed, todo)
+        self._compute([run.blocks[0] for run in runs], runs[0].seed, todo, runs[0].budget)
         left = None if budget is None else budget - todo
         unfinished = [run for run in runs if not run.done]
         if unfinished and left != 0:
             self.advance(unfinished, left)
 
-    def _compute(self, blocks: list[_Block], seed: int, todo: int) -> None:
+    def _compute(self, blocks: list[_Block], seed: int, todo: int, budget: int) -> None:
         """The next `todo` passes of blocks that stand at the same pass."""
         if todo == 0:
             return
@@ -212,12 +214,12 @@ class Sampler:
             rows = torch.cat([block.rows for block in blocks if block.rows is not None])
         counts = [self._count(block) for block in blocks]
         if len(blocks) == 1:
-            blocks[0].prepared = blocks[0].prepared or self.engine.prepare(inputs, self._budget())
+            blocks[0].prepared = blocks[0].prepared or self.engine.prepare(inputs, budget)
             prepared = blocks[0].prepared
         else:
-            prepared = self.engine.prepare(inputs, self._budget())
+            prepared = self.engine.prepare(inputs, budget)
         start, stop = blocks[0].passes, blocks[0].passes + todo
-        chunk = min(todo, self._chunk(inputs, sum(counts)))
+        chunk = min(todo, self._chunk(inputs, sum(counts), budget))
         while start < stop:
             passes = range(start, min(start + chunk, stop))
             try:
@@ -242,12 +244,12 @@ class Sampler:
     def _count(self, block: _Block) -> int:
         return next((x.shape[0] for x, batched in zip(block.inputs, self.batched, strict=True) if batched), 1)
 
-    def _chunk(self, inputs: Sequence[Tensor], rows: int) -> int:
+    def _chunk(self, inputs: Sequence[Tensor], rows: int, budget: int) -> int:
         """How many passes to compute at once."""
         if not self.engine.merges:
             return 1
         each = max(int(self.engine.bytes_per_pass(inputs) * rows), 1)
-        return max(1, min(int(self._budget() / _HEADROOM) // each, max(_CACHE_SHARE // each, 1)))
+        return max(1, min(int(budget / _HEADROOM) // each, max(_CACHE_SHARE // each, 1)))
 
 
 def free_memory(device: torch.device) -> int:

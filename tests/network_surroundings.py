@@ -46,10 +46,9 @@ class Auxiliary(nn.Module):
 
 
 class SharedFlag(nn.Module):
-    """One flag serves a functional dropout and something else.
+    """One flag serves a functional dropout and something else, so that it cannot be on; the module's site can.
 
-    `form` "auxiliary": in training a second output, which leaves the first as it is. "softmax": in evaluation the
-    logits become probabilities, so that this flag cannot be on and its site is listed as inactive.
+    `form` "auxiliary": in training there is a second output. "softmax": in evaluation logits become probabilities.
     """
 
     def __init__(self, form: str) -> None:

@@ -269,8 +269,8 @@ BESIDE = (
         "one flag for dropout and an auxiliary head",
         lambda: around.SharedFlag("auxiliary"),
         VECTOR,
-        sites=2,
-        keywords={"output": 0},
+        inactive=1,
+        frozen=("",),
     ),
     Network(
         "one flag for dropout and the softmax",

@@ -1,0 +1,110 @@
+"""The draws that are kept: right, under their bound, and safe to make from many threads."""
+
+import threading
+
+import pytest
+import torch
+
+from mcdrop.masks import Masks, _Kept
+from mcdrop.noise import keep_mask
+from mcdrop.sites import Law, Site
+
+
+def site(law: Law = "bernoulli", *, p: float = 0.3, axis: int | None = 0, index: int = 2, major: bool = True) -> Site:
+    return Site(index, "layer", "dropout", p, law, 1 / (1 - p), ("batch", 6), axis, major, True, None, None)
+
+
+def draw(masks: Masks, what: Site, sizes: list[int], passes: range, rows: int, numbers: torch.Tensor | None = None):  # noqa: ANN201
+    return masks.draw(
+        what, sizes, seed=4, passes=passes, row_count=rows, rows=numbers, device=torch.device("cpu")
+    )
+
+
+def test_shared_draws_are_scaled_masks_with_one_row_for_all() -> None:
+    found = draw(Masks(), site(), [5, 6], range(10), 5)
+    kept = keep_mask(p=0.3, shape=(1, 6), seed=4, site=2, passes=range(10))
+    assert torch.equal(found, kept.float() * torch.tensor(1 / 0.7))
+
+
+@pytest.mark.parametrize("passes", [range(1), range(31, 33), range(5, 70), range(64, 65)])
+def test_any_passes_are_the_slice_of_all(passes: range) -> None:
+    masks = Masks()
+    whole = draw(Masks(), site(), [5, 6], range(100), 5)
+    assert torch.equal(draw(masks, site(), [5, 6], passes, 5), whole[passes.start : passes.stop])
+    assert torch.equal(draw(masks, site(), [9, 6], passes, 9), whole[passes.start : passes.stop])  # cached, other rows
+
+
+def test_rows_draw_for_themselves() -> None:
+    three = draw(Masks(), site(), [3, 6], range(4), 3, torch.arange(3))
+    moved = draw(Masks(), site(), [2, 6], range(4), 2, torch.tensor([2, 0]))
+    assert torch.equal(moved, three[:, [2, 0]])
+    assert len({tuple(mask.tolist()) for mask in three.flatten(0, 1)}) > 6
+
+
+def test_an_axis_of_rows_and_units() -> None:
+    shared = draw(Masks(), site(), [6, 6], range(4), 3)
+    assert shared.shape == (4, 2, 6)
+    slow = draw(Masks(), site(), [6, 6], range(4), 3, torch.arange(3)).view(4, 3, 2, 6)
+    fast = draw(Masks(), site(major=False), [6, 6], range(4), 3, torch.arange(3)).view(4, 2, 3, 6)
+    assert torch.equal(slow, fast.transpose(1, 2))
+
+
+def test_a_weight_has_no_rows() -> None:
+    weights = draw(Masks(), site(axis=None), [3, 6], range(4), 7)
+    assert torch.equal(weights, draw(Masks(), site(axis=None), [3, 6], range(4), 7, torch.arange(7)))
+
+
+@pytest.mark.parametrize("law", ["uniform", "normal"])
+def test_numbers_are_the_same_kept_or_new(law: Law) -> None:
+    masks = Masks()
+    first = draw(masks, site(law), [3, 6], range(4), 3)
+    assert torch.equal(first, draw(masks, site(law), [3, 6], range(4), 3))
+    assert torch.equal(first, draw(Masks(ready_bound=0), site(law), [3, 6], range(4), 3))
+
+
+def test_every_unit_dropped_is_zero_and_no_nan() -> None:
+    gone = Site(0, "", "dropout", 1.0, "bernoulli", 0.0, (), 0, True, True, None, None)
+    assert torch.equal(draw(Masks(), gone, [2, 6], range(3), 2), torch.zeros(3, 1, 6))
+
+
+def test_kept_under_the_bound() -> None:
+    kept = _Kept(100)
+    for key in range(20):
+        kept.get(key, lambda: torch.zeros(10, dtype=torch.float32))  # 40 bytes
+        assert kept.held == sum(tensor.nbytes for tensor in kept.tensors.values()) <= 100
+    assert list(kept.tensors) == [18, 19]
+    kept.get(18, lambda: pytest.fail("made again"))
+    kept.get(20, lambda: torch.zeros(10))
+    assert list(kept.tensors) == [18, 20], "the least recently used goes first"
+    assert kept.get("large", lambda: torch.zeros(1000)).shape == (1000,)
+    assert "large" not in kept.tensors
+
+
+def test_bounds_do_not_change_the_draws() -> None:
+    small = Masks(bits_bound=40, ready_bound=300)
+    for _ in range(2):
+        for index in range(6):
+            what = site(index=index)
+            assert torch.equal(draw(small, what, [5, 6], range(40), 5), draw(Masks(), what, [5, 6], range(40), 5))
+            assert small._bits.held <= 40
+            assert small._ready.held <= 300
+
+
+def test_many_threads() -> None:
+    masks, wrong, gate = Masks(bits_bound=400, ready_bound=2000), [], threading.Barrier(8)
+    truth = {index: draw(Masks(), site(index=index), [5, 6], range(40), 5) for index in range(8)}
+
+    def work(number: int) -> None:
+        gate.wait()
+        for turn in range(60):
+            index = (number * 3 + turn) % 8
+            if not torch.equal(draw(masks, site(index=index), [5, 6], range(40), 5), truth[index]):
+                wrong.append(index)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert masks._bits.held == sum(tensor.nbytes for tensor in masks._bits.tensors.values()) <= 400
