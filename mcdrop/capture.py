@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from mcdrop.draws import alpha_scale, bernoulli, noise, scale
-from mcdrop.eager import EagerEngine, Given, drawing, global_generators, neutral
+from mcdrop.eager import EagerEngine, Given, Traced, drawing, global_generators, neutral
 from mcdrop.engine import Engine, GraphEngine, Mode
 from mcdrop.errors import CaptureError, NoDropoutError, RowsInteractError
 from mcdrop.flags import Flags, find_flags, same
@@ -36,7 +36,10 @@ from mcdrop.tracing import EXPORT_LOCK, trace
 __all__ = ["Captured", "capture"]
 
 _PROOF_SEED = 0x9E3779B9
-_CANNOT = "answers take one forward pass for each row and pass; the model cannot be saved or served from disk"
+_CANNOT = (
+    "every row and pass takes a forward pass of its own, calls wait for one another, nothing is proved, "
+    "and the model cannot be saved or served from disk"
+)
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def capture(
             warnings.warn(
                 f"{type(network.network).__name__} cannot be captured as a graph, so it runs eagerly: {_CANNOT}. "
                 f"Reason: {error}",
-                stacklevel=4,
+                stacklevel=3,
             )
             return captured
         program = _with_inactive(program, flags)
@@ -364,11 +367,39 @@ def _eager(
     engine = EagerEngine(copy.copy(network), batched, by_row, together=allow_row_interaction)
     one, again = (engine.passes(rows, [], passes=range(8), seed=seed, rows=None) for seed in (1, 2))
     stochastic = any(not torch.equal(a, b) for a, b in zip(one, again, strict=True))
-    sites = tuple(
-        Site(index, "", "draw", None, "bernoulli", 1.0, tuple(shape), None, True, True, None, None)
-        for index, shape in enumerate(traces[0])
-    )
+    sites = _traced_sites(network, rows, by_row)
     if not stochastic:
         raise _no_dropout(network.network, (), flags)
     shapes = tuple(tuple(o.shape[1:]) for o in outputs)
     return Captured(engine, sites, None, shapes, tuple(o.clone() for o in outputs))
+
+
+def _traced_sites(network: Adapter, rows: list[Tensor], by_row: Sequence[bool] | None) -> tuple[Site, ...]:
+    """What one forward pass of the network drew."""
+    supply = Traced(network)
+    try:
+        with drawing(supply):
+            network(*(row.clone() for row in rows))
+    finally:
+        supply.close()
+    sites = []
+    for index, ((path, law, p, source), shape) in enumerate(zip(supply.found, supply.shapes, strict=True)):
+        rowwise = by_row is None or index >= len(by_row) or by_row[index]
+        axis = next((axis for axis, size in enumerate(shape) if rowwise and size == len(rows[0])), None)
+        sites.append(
+            Site(
+                index=index,
+                path=path.removeprefix("network.").removeprefix("network"),
+                kind="dropout" if law == "bernoulli" else law,
+                p=p,
+                law="bernoulli" if law == "bernoulli" else "normal" if law == "normal" else "uniform",
+                scale=1.0,
+                shape=tuple("batch" if number == axis else size for number, size in enumerate(shape)),
+                row_axis=axis,
+                row_major=True,
+                active=True,
+                reason=None,
+                source=source,
+            )
+        )
+    return tuple(sites)

@@ -13,6 +13,7 @@ import random
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from mcdrop import draws
 from mcdrop.errors import UnsupportedRandomnessError
 from mcdrop.noise import keep_mask, normal, uniform
 
-__all__ = ["EagerEngine", "Supply", "drawing", "global_generators", "neutral"]
+__all__ = ["EagerEngine", "Given", "Neutral", "Supply", "Traced", "drawing", "global_generators", "neutral"]
 
 aten = torch.ops.aten
 
@@ -68,6 +69,39 @@ class Neutral(Supply):
         self.count += 1
         self.shapes.append(tuple(probs.shape))
         return probs.clone()
+
+
+class Traced(Neutral):
+    """Neutral draws that note what each is: (path of the module, law, p, line of code)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.found: list[tuple[str, str, float | None, str]] = []
+        self.stack = [""]
+        self.handles = []
+        for name, module in network.named_modules():
+            if not isinstance(module, torch.jit.ScriptModule):
+                self.handles.append(module.register_forward_pre_hook(partial(self._enter, name)))
+                self.handles.append(module.register_forward_hook(self._leave))
+
+    def _enter(self, name: str, *_: Any) -> None:
+        self.stack.append(name)
+
+    def _leave(self, *_: Any) -> None:
+        self.stack.pop()
+
+    def make(self, index: int, law: str, shape: tuple[int, ...], p: float, device: torch.device) -> Tensor:
+        self.found.append((self.stack[-1], law, p if law == "bernoulli" else None, _caller()))
+        return super().make(index, law, shape, p, device)
+
+    def bernoulli(self, probs: Tensor) -> Tensor:
+        self.found.append((self.stack[-1], "uniform", None, _caller()))
+        return super().bernoulli(probs)
+
+    def close(self) -> None:
+        """Take the hooks off again."""
+        for handle in self.handles:
+            handle.remove()
 
 
 class Given(Supply):
@@ -217,12 +251,14 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
 }
 
 
-class _NoAlpha(TorchFunctionMode):
-    """Alpha dropout is affine in its mask, so no value of the mask makes it the identity: leave it out."""
+class _Skip(TorchFunctionMode):
+    """Leaves out what no value of a mask makes the identity: alpha dropout, affine in its mask, and p = 1."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
-        if name.rstrip("_") in ("alpha_dropout", "feature_alpha_dropout"):
+        kind = name.rstrip("_")
+        p = args[1] if len(args) > 1 else (kwargs or {}).get("p")
+        if kind in ("alpha_dropout", "feature_alpha_dropout") or (kind in ("dropout", "feature_dropout") and p == 1.0):
             x: Tensor = args[0]
             return x if name.endswith("_") else x.clone()
         return func(*args, **(kwargs or {}))
@@ -239,7 +275,7 @@ def drawing(supply: Supply) -> Iterator[None]:
 def neutral(kept: float | None = None) -> Iterator[Neutral]:
     """Inside, every draw has the value that leaves a network unchanged; what was drawn."""
     supply = Neutral(kept)
-    with drawing(supply), _NoAlpha():
+    with drawing(supply), _Skip():
         yield supply
 
 

@@ -10,6 +10,7 @@ lies in [0, 1); a *normal* draw has mean 0 and variance 1.
 
 import math
 import operator
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -142,6 +143,10 @@ def _dropout(kind: str) -> Callable[[_Rewriter], Node]:
         x, p = r.args["input"] if "input" in r.args else r.args["self"], float(r.args["p"])
         if r.switched_off(kind, p, bool(r.args["train"])):
             return x
+        if p == 1:  # PyTorch draws nothing here either
+            r.inactive(kind, p, "p is 1: its output is always 0, nothing is drawn")
+            nothing = r.call(aten.zeros.default, [1] * x.meta["val"].ndim, device=x.meta["val"].device)
+            return r.call(draw_operators.scale.default, x, nothing)
         index = r.site(kind, p=p, scale=1.0 if alpha else kept_value(p))
         sizes = r.sizes(x)
         if by_feature:
@@ -371,13 +376,13 @@ def path_of(node: Node) -> str:
     return path.removeprefix("network.").removeprefix("network")
 
 
-_LIBRARY = re.compile(r"[/\\](torch|mcdrop)[/\\]")
+_LIBRARIES = tuple(os.path.dirname(file) + os.sep for file in (torch.__file__, __file__))
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
 def source_of(node: Node) -> str | None:
     """The line of the user's code (else of the library's) from which a traced operation comes, as "file:line"."""
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    own = [frame for frame in frames if not _LIBRARY.search(frame[0])]
+    own = [frame for frame in frames if not frame[0].startswith(_LIBRARIES)]
     name, line = (own or frames or [("", "")])[-1]
     return f"{name}:{line}" if name else None

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from network_modules import P, Call, Head
+from network_modules import Call, Head, P
 
 # What training mode switches on beside dropout
 

@@ -13,7 +13,6 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from serving import CLASSES, model, settings
 
 from mcdrop import api_errors
 from mcdrop.client import (
@@ -33,6 +32,7 @@ from mcdrop.client import (
 )
 from mcdrop.errors import InputError, McdropError, SettingError
 from service.server import listen, serving
+from serving import CLASSES, model, settings
 
 ROWS = np.array([[0.1, -0.5, 2.0, 1.5], [3.0, 0.0, -1.0, 0.25]], np.float32)
 

@@ -21,7 +21,6 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from serving import live, model, models_folder
 from torch import Tensor, nn
 
 import mcdrop
@@ -35,6 +34,7 @@ from service.app import create_app
 from service.errors import HTTP_CODES, TABLE
 from service.server import listen, serving
 from service.settings import Settings, load_settings
+from serving import live, model, models_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

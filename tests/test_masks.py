@@ -14,10 +14,8 @@ def site(law: Law = "bernoulli", *, p: float = 0.3, axis: int | None = 0, index:
     return Site(index, "layer", "dropout", p, law, 1 / (1 - p), ("batch", 6), axis, major, True, None, None)
 
 
-def draw(masks: Masks, what: Site, sizes: list[int], passes: range, rows: int, numbers: torch.Tensor | None = None):  # noqa: ANN201
-    return masks.draw(
-        what, sizes, seed=4, passes=passes, row_count=rows, rows=numbers, device=torch.device("cpu")
-    )
+def draw(masks: Masks, what: Site, sizes: list[int], passes: range, rows: int, numbers: torch.Tensor | None = None):
+    return masks.draw(what, sizes, seed=4, passes=passes, row_count=rows, rows=numbers, device=torch.device("cpu"))
 
 
 def test_shared_draws_are_scaled_masks_with_one_row_for_all() -> None:

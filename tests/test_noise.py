@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from bounds import FALSE_ALARM, assert_binomial, assert_distribution, assert_normal_moments
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import ndtri
 from scipy.stats import norm
 
+from bounds import FALSE_ALARM, assert_binomial, assert_distribution, assert_normal_moments
 from mcdrop import noise
 from mcdrop.errors import SettingError
 from mcdrop.noise import bernoulli, hash32, keep_mask, normal, pack_bits, threshold, uniform, unpack_bits

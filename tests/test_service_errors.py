@@ -9,7 +9,6 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from serving import live, model, settings
 from starlette.types import Receive, Scope, Send
 from torch import nn
 
@@ -18,6 +17,7 @@ from mcdrop.predictor import MCDropout
 from service import errors
 from service.app import create_app
 from service.middleware import Door
+from serving import live, model, settings
 
 ROW = [0.1, -0.5, 2.0, 1.5]
 INSECTS = "/v1/models/insects/predict"

@@ -8,9 +8,9 @@ import httpx
 import numpy as np
 import pytest
 from fastapi import FastAPI
-from serving import CLASSES, live, models_folder, settings
 
 from service.app import create_app
+from serving import CLASSES, live, models_folder, settings
 
 
 @pytest.fixture(scope="module")

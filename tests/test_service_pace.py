@@ -3,9 +3,9 @@
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from serving import model
 
 from service.pace import SLICE_SECONDS, Pace, timed_slices
+from serving import model
 
 
 @given(rows=st.integers(0, 10_000), passes=st.integers(1, 10_000), seconds=st.floats(0, 1e3, allow_nan=False))

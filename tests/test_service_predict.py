@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from serving import CLASSES, live, model, models_folder, settings
 
 from service.wire import available_outputs
+from serving import CLASSES, live, model, models_folder, settings
 
 ROW, OTHER_ROW = [0.1, -0.5, 2.0, 1.5], [3.0, 0.0, -1.0, 0.25]
 INSECTS, SLOPE, PAIR = (f"/v1/models/{name}/predict" for name in ("insects", "slope", "pair"))

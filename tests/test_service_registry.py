@@ -4,11 +4,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from serving import models_folder, settings
 
 from mcdrop.errors import BundleError, SettingError
 from service.registry import Registry, find_models
 from service.server import serve, serving
+from serving import models_folder, settings
 
 
 def find(folder: Path, **changes: object) -> dict[str, Path]:

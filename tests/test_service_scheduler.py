@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from serving import settings
 
 from service.app import create_app
 from service.errors import NotReadyError, OverloadedError
 from service.scheduler import Scheduler
+from serving import settings
 
 
 @contextmanager

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from serving import models_folder, settings
 
 from mcdrop.errors import PortError
 from service.server import address, listen, serve, serving
+from serving import models_folder, settings
 
 PROGRAM = """
 import sys

@@ -16,7 +16,9 @@ def graph(mc: MCDropout) -> GraphEngine:
 
 
 def convolution() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 8), nn.Dropout(0.5), nn.Linear(8, 3))
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 8), nn.Dropout(0.5), nn.Linear(8, 3)
+    )
 
 
 def test_everything_before_the_first_draw_is_prefix() -> None:
