@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from torch import Tensor
 
 from mcdrop.masks import Masks, _Kept
 from mcdrop.noise import keep_mask
@@ -14,7 +15,7 @@ def site(law: Law = "bernoulli", *, p: float = 0.3, axis: int | None = 0, index:
     return Site(index, "layer", "dropout", p, law, 1 / (1 - p), ("batch", 6), axis, major, True, None, None)
 
 
-def draw(masks: Masks, what: Site, sizes: list[int], passes: range, rows: int, numbers: torch.Tensor | None = None):
+def draw(masks: Masks, what: Site, sizes: list[int], passes: range, rows: int, numbers: Tensor | None = None):
     return masks.draw(what, sizes, seed=4, passes=passes, row_count=rows, rows=numbers, device=torch.device("cpu"))
 
 

@@ -1,4 +1,4 @@
-"""Runs: started without work, advanced alone and together, cut into chunks and blocks, surviving memory that runs out."""
+"""Runs: started without work, advanced alone and together, cut into chunks and blocks, surviving lack of memory."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
