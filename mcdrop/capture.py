@@ -25,11 +25,11 @@ from mcdrop.draws import alpha_scale, bernoulli, noise, scale
 from mcdrop.eager import EagerEngine, Given, Traced, drawing, global_generators, neutral
 from mcdrop.engine import Engine, GraphEngine, Mode
 from mcdrop.errors import CaptureError, NoDropoutError, RowsInteractError
-from mcdrop.flags import Flags, find_flags, same
+from mcdrop.flags import Flags, buffers_of, find_flags, put_back, same
 from mcdrop.inputs import InputSpec
 from mcdrop.masks import Masks
 from mcdrop.program import Program
-from mcdrop.sites import Site
+from mcdrop.sites import Site, own_path
 from mcdrop.snapshot import Adapter
 from mcdrop.tracing import EXPORT_LOCK, trace
 
@@ -60,7 +60,7 @@ def capture(
     *,
     engine: Literal["auto", "graph", "eager"],
     allow_row_interaction: bool,
-    max_mask_bytes: int | None = None,
+    max_memory: int | None = None,
 ) -> Captured:
     """Turn a private copy into an engine.
 
@@ -72,6 +72,7 @@ def capture(
     rows = _proof_rows(example, specs)
     with EXPORT_LOCK, EagerEngine.lock, global_generators():
         flags = find_flags(network, rows)
+        buffers = buffers_of(network)
         if engine == "eager":
             return _eager(network, specs, rows, flags, allow_row_interaction)
         try:
@@ -79,6 +80,7 @@ def capture(
                 raise CaptureError("the network draws random numbers outside of PyTorch (Python or NumPy)")
             before = torch.random.get_rng_state()
             program = trace(network, [row.clone() for row in rows], specs)
+            put_back(network, buffers)
             if not torch.equal(torch.random.get_rng_state(), before):
                 raise CaptureError("the network drew a number while it was traced, which the graph would keep for ever")
         except CaptureError as error:
@@ -94,7 +96,7 @@ def capture(
         program = _with_inactive(program, flags)
         if not program.active_sites:
             raise _no_dropout(network.network, program.sites, flags)
-        return _proved(network, program, rows, flags, allow_row_interaction)
+        return _proved(network, program, rows, flags, allow_row_interaction, Masks.within(max_memory))
 
 
 # ---- the rows on which things are proved
@@ -132,7 +134,7 @@ def _with_inactive(program: Program, flags: Flags) -> Program:
     off = tuple(
         Site(
             index=-1,
-            path=path.removeprefix("network.").removeprefix("network"),
+            path=own_path(path),
             kind="training flag",
             p=None,
             law="bernoulli",
@@ -170,7 +172,12 @@ def _no_dropout(model: nn.Module, sites: Sequence[Site], flags: Flags) -> NoDrop
 
 
 def _proved(
-    network: nn.Module, program: Program, rows: list[Tensor], flags: Flags, allow_row_interaction: bool
+    network: nn.Module,
+    program: Program,
+    rows: list[Tensor],
+    flags: Flags,
+    allow_row_interaction: bool,
+    masks: Masks,
 ) -> Captured:
     engine = GraphEngine(program, "loop")
     outputs = _prove_neutral(network, engine, rows, flags)
@@ -183,9 +190,17 @@ def _proved(
     if not interact:
         program, engine = _with_layout(program, engine, rows)
     mode = _fastest_proved(engine, rows)
-    proved = GraphEngine(program, mode, Masks())
+    proved = GraphEngine(program, mode, masks)
     proved.merges = not interact
     return Captured(proved, program.sites, program, tuple(tuple(o.shape[1:]) for o in outputs), outputs)
+
+
+def _once(network: nn.Module, rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """One forward pass of the copy, whose buffers are put back."""
+    buffers = buffers_of(network)
+    outputs = tuple(output.clone() for output in network(*(row.clone() for row in rows)))
+    put_back(network, buffers)
+    return outputs
 
 
 def rounding(program: Program) -> float | None:
@@ -228,7 +243,7 @@ def _prove_neutral(network: nn.Module, engine: GraphEngine, rows: list[Tensor], 
         truth, against = flags.neutral_outputs, "the network in evaluation mode"
     else:
         with neutral():
-            truth, against = network(*(row.clone() for row in rows)), "the network under its mean noise"
+            truth, against = _once(network, rows), "the network under its mean noise"
     for a, b in zip(found, truth, strict=True):
         if not same(a, b, rounding(engine.program)):
             raise CaptureError(
@@ -253,7 +268,7 @@ def _prove_replay(network: nn.Module, engine: GraphEngine, rows: list[Tensor]) -
         values = [by_index.get(index) for index in range(max(by_index) + 1)]
         supply = Given(values)
         with drawing(supply):
-            truth = network(*(row.clone() for row in rows))
+            truth = _once(network, rows)
         wanted = [tuple(by_index[i].shape) if i in by_index else None for i in range(len(values))]
         for number, shape in enumerate(wanted):
             if shape is not None and (number >= supply.count or supply.shapes[number] != shape):
@@ -361,12 +376,16 @@ def _eager(
     for count in (1, 2):
         part = [row[:count] if spec.batched else row for row, spec in zip(rows, specs, strict=True)]
         with neutral() as supply:
-            outputs = network(*(x.clone() for x in part))
+            outputs = _once(network, part)
         traces.append(supply.shapes)
     by_row = [a != b for a, b in zip(*traces, strict=False)] if len(traces[0]) == len(traces[1]) else None
     engine = EagerEngine(copy.copy(network), batched, by_row, together=allow_row_interaction)
     one, again = (engine.passes(rows, [], passes=range(8), seed=seed, rows=None) for seed in (1, 2))
     stochastic = any(not torch.equal(a, b) for a, b in zip(one, again, strict=True))
+    if not stochastic and supply.count:  # a small rate may drop nothing in so few passes
+        with neutral(kept=0.0):
+            dropped = _once(network, part)
+        stochastic = any(not torch.equal(a, b) for a, b in zip(outputs, dropped, strict=True))
     sites = _traced_sites(network, rows, by_row)
     if not stochastic:
         raise _no_dropout(network.network, (), flags)
@@ -379,7 +398,7 @@ def _traced_sites(network: Adapter, rows: list[Tensor], by_row: Sequence[bool] |
     supply = Traced(network)
     try:
         with drawing(supply):
-            network(*(row.clone() for row in rows))
+            _once(network, rows)
     finally:
         supply.close()
     sites = []
@@ -389,7 +408,7 @@ def _traced_sites(network: Adapter, rows: list[Tensor], by_row: Sequence[bool] |
         sites.append(
             Site(
                 index=index,
-                path=path.removeprefix("network.").removeprefix("network"),
+                path=own_path(path),
                 kind="dropout" if law == "bernoulli" else law,
                 p=p,
                 law="bernoulli" if law == "bernoulli" else "normal" if law == "normal" else "uniform",

@@ -28,6 +28,7 @@ torch.library.register_fake("mcdrop::noise", lambda index, sizes: torch.empty(si
 torch.library.register_fake("mcdrop::scale", lambda x, noise: torch.empty_like(x), lib=_library)
 torch.library.register_fake("mcdrop::alpha_scale", lambda x, noise, p: torch.empty_like(x), lib=_library)
 torch.library.register_fake("mcdrop::bernoulli", lambda uniform, probs: torch.empty_like(probs), lib=_library)
+torch.fx.node.has_side_effect(torch.ops.mcdrop.noise.default)  # a draw that nothing reads keeps its number
 
 
 def noise(index: int, sizes: list[int]) -> Tensor:

@@ -322,6 +322,9 @@ class EagerEngine:
     def prepare(self, inputs: Sequence[Tensor], budget: int | None = None) -> list[Tensor]:
         return []
 
+    def join(self, prepared: Sequence[list[Tensor]]) -> list[Tensor] | None:
+        return prepared[0] if len(prepared) == 1 else None
+
     def passes(
         self,
         inputs: Sequence[Tensor],
@@ -365,8 +368,9 @@ class EagerEngine:
 
     def _restore(self) -> None:
         for name, buffer in self.network.named_buffers():
-            if not torch.equal(buffer, self._buffers[name]):
-                buffer.copy_(self._buffers[name])
+            kept = self._buffers.get(name)
+            if kept is not None and kept.shape == buffer.shape and not torch.equal(buffer, kept):
+                buffer.copy_(kept)
 
     def bytes_per_pass(self, inputs: Sequence[Tensor]) -> int:
         return 1  # one row and one pass is all that is ever computed at once

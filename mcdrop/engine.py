@@ -30,6 +30,9 @@ class Engine(Protocol):
     def prepare(self, inputs: Sequence[Tensor], budget: int | None = None) -> list[Tensor]:
         """What has to be computed once per row, for these rows, in at most `budget` bytes beyond its results."""
 
+    def join(self, prepared: Sequence[list[Tensor]]) -> list[Tensor] | None:
+        """What `prepare` gives for several batches, as one batch; None where that cannot be told."""
+
     def passes(
         self,
         inputs: Sequence[Tensor],
@@ -74,10 +77,18 @@ class GraphEngine:
             parts = [
                 self.parts.prefix(*self._rows(inputs, start, start + at_once)) for start in range(0, rows, at_once)
             ]
-            return [
-                each[0] if axis is None else torch.cat(each, axis)
-                for axis, each in zip(axes, zip(*parts, strict=True), strict=True)
-            ]
+            return self.join([list(part) for part in parts]) or []
+
+    def join(self, prepared: Sequence[list[Tensor]]) -> list[Tensor] | None:
+        if len(prepared) == 1:
+            return prepared[0]
+        axes = self.parts.frontier_axes
+        if axes is None:
+            return None
+        return [
+            each[0] if axis is None else torch.cat(each, axis)
+            for axis, each in zip(axes, zip(*prepared, strict=True), strict=True)
+        ]
 
     def _rows(self, inputs: Sequence[Tensor], start: int, stop: int) -> list[Tensor]:
         return [x[start:stop] if spec.batched else x for x, spec in zip(inputs, self.program.inputs, strict=True)]

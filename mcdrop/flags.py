@@ -20,7 +20,7 @@ from mcdrop.eager import Neutral, neutral
 from mcdrop.errors import UnsupportedRandomnessError
 from mcdrop.snapshot import Adapter
 
-__all__ = ["Flags", "find_flags", "same"]
+__all__ = ["Flags", "buffers_of", "find_flags", "put_back", "same"]
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ def find_flags(network: Adapter, inputs: Sequence[Tensor]) -> Flags:
     for module in modules.values():
         module.training = False
     search.truth = search.look()
+    search.after = buffers_of(network)
     readers = {name: modules[name] for name in modules if name in reading}
     together = search.verdict(list(readers.values()))
     if together.reason is None:
@@ -74,7 +75,7 @@ def find_flags(network: Adapter, inputs: Sequence[Tensor]) -> Flags:
                 off[name] = verdict.reason
     for name in on:
         modules[name].training = True
-    _put_back(network, search.buffers)
+    put_back(network, search.buffers)
     return Flags(tuple(on), off, len(readers), search.truth.outputs, exact, search.foreign)
 
 
@@ -103,12 +104,13 @@ class _Search:
 
     def __init__(self, network: Adapter, inputs: Sequence[Tensor]) -> None:
         self.network, self.inputs = network, inputs
-        self.buffers = _buffers(network)
+        self.buffers = buffers_of(network)
         self.foreign = False
         self.truth: _Look
+        self.after = self.buffers
 
     def look(self, kept: float | None = None) -> _Look:
-        _put_back(self.network, self.buffers)
+        put_back(self.network, self.buffers)
         with neutral(kept) as supply, _Watch() as watch:
             structure, leaves, outputs = self.network.everything(*(x.clone() for x in self.inputs))
         foreign = watch.drew
@@ -131,12 +133,12 @@ class _Search:
         finally:
             for module in modules:
                 module.training = False
-            _put_back(self.network, self.buffers)
+            put_back(self.network, self.buffers)
 
     def _judge(self, modules: Sequence[nn.Module]) -> _Verdict:
         seen = self.look()
         draws = seen.supply.count > self.truth.supply.count or seen.foreign
-        if _changed(self.network, self.buffers):
+        if _changed(self.network, self.after):
             return _Verdict("its training flag also updates a buffer", draws)
         if seen.structure != self.truth.structure:
             return _Verdict("its training flag also changes the structure of the output", draws)
@@ -189,7 +191,7 @@ def _numpy_state() -> Any:
     return (state[1].tobytes(), state[2]) if state else None
 
 
-def _buffers(network: nn.Module) -> dict[str, Tensor]:
+def buffers_of(network: nn.Module) -> dict[str, Tensor]:
     return {name: buffer.clone() for name, buffer in network.named_buffers()}
 
 
@@ -203,10 +205,10 @@ def _identical(a: Tensor, b: Tensor) -> bool:
                                               torch.nan_to_num(b) if b.is_floating_point() else b)  # fmt: skip
 
 
-def _put_back(network: nn.Module, buffers: dict[str, Tensor]) -> None:
+def put_back(network: nn.Module, buffers: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, buffer in network.named_buffers():
-            if name in buffers and not _identical(buffer, buffers[name]):
+            if name in buffers and buffer.shape == buffers[name].shape and not _identical(buffer, buffers[name]):
                 buffer.copy_(buffers[name])
 
 
@@ -234,8 +236,13 @@ def _watch(modules: dict[str, nn.Module], reading: set[str]) -> Callable[[], Non
         if isinstance(module, torch.jit.ScriptModule):
             reading.add(name)
             continue
+        members = {"training": _recording(name, reading), "__module__": cls.__module__}
+        try:
+            recorder = type(cls.__name__, (cls,), members)
+        except Exception:  # a class may refuse subclasses as it likes; then its flag counts as read
+            reading.add(name)
+            continue
         flag = module.__dict__.pop("training", False)
-        recorder = type(cls.__name__, (cls,), {"training": _recording(name, reading), "__module__": cls.__module__})
         module.__dict__["_mcdrop_training"] = flag
         module.__class__ = recorder
         classes.append((module, cls))

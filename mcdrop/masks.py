@@ -5,6 +5,7 @@ most recent ones also ready to multiply; both under a bound on bytes, least rece
 (`masks="independent"`) and draws that are no masks are made anew.
 """
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -20,6 +21,7 @@ from mcdrop.sites import Site
 __all__ = ["Masks"]
 
 _BLOCK = 32  # passes that are drawn and kept together
+_UNITS = 2**22  # units that are drawn at once, in bytes a few times that
 _BITS_BOUND = 256 * 2**20
 _READY_BOUND = 64 * 2**20
 
@@ -53,6 +55,13 @@ class Masks:
     def __init__(self, *, bits_bound: int = _BITS_BOUND, ready_bound: int = _READY_BOUND) -> None:
         self._bits, self._ready = _Kept(bits_bound), _Kept(ready_bound)
 
+    @classmethod
+    def within(cls, max_memory: int | None) -> "Masks":
+        """Bounds that leave most of a budget to the computation; the usual ones without a budget."""
+        if max_memory is None:
+            return cls()
+        return cls(bits_bound=min(_BITS_BOUND, max_memory // 4), ready_bound=min(_READY_BOUND, max_memory // 8))
+
     def draw(
         self,
         site: Site,
@@ -83,13 +92,14 @@ class Masks:
         if site.law != "bernoulli":
             return self._make(site, shape, seed, passes, device, None, None, 1)
         parts = []
-        for block in range(passes.start // _BLOCK, -(-passes.stop // _BLOCK)):
-            start = block * _BLOCK
+        size = max(1, min(_BLOCK, _UNITS // max(math.prod(shape), 1)))  # passes drawn together, by the shape alone
+        for block in range(passes.start // size, -(-passes.stop // size)):
+            start = block * size
             bits = self._bits.get(
                 (seed, site.index, shape, block, device),
-                partial(self._packed, site, shape, seed, range(start, start + _BLOCK), device),
+                partial(self._packed, site, shape, seed, range(start, start + size), device),
             )
-            parts.append(bits[max(passes.start - start, 0) : min(passes.stop - start, _BLOCK)])
+            parts.append(bits[max(passes.start - start, 0) : min(passes.stop - start, size)])
         bits = parts[0] if len(parts) == 1 else torch.cat(parts)
         return unpack_bits(bits, shape=shape, scale=site.scale, dtype=torch.float32).contiguous()
 

@@ -9,6 +9,7 @@ row's index in its request; many threads may ask one object at the same time.
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -23,7 +24,7 @@ from mcdrop.masks import Masks
 from mcdrop.moments import accumulator
 from mcdrop.prediction import Prediction
 from mcdrop.program import Program
-from mcdrop.sampling import Collector, Run, Sampler
+from mcdrop.sampling import Collector, Run, Sampler, plain
 from mcdrop.sites import Site
 from mcdrop.snapshot import Adapter, private_copy, read_example
 from mcdrop.tasks import OutputKind, Task, TaskName
@@ -128,17 +129,21 @@ class MCDropout:
         _check_num_samples(num_samples)
         _check_seed(seed)
         _check_masks(masks)
-        place = _device(device, model)
-        copied = _cast(private_copy(model), dtype, place)
-        example = read_example(copied, example_inputs, dynamic, dtype, place)
-        adapter = Adapter(copied, example, output, pair=task == "heteroscedastic")
-        captured = capture(
-            adapter,
-            example.tensors,
-            example.signature.inputs,
-            engine=engine,
-            allow_row_interaction=allow_row_interaction,
-        )
+        _check_memory(max_memory)
+        model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+        with plain():
+            place = _device(device, model)
+            copied = _cast(private_copy(model), dtype, place)
+            example = read_example(copied, example_inputs, dynamic, dtype, place)
+            adapter = Adapter(copied, example, output, pair=task == "heteroscedastic")
+            captured = capture(
+                adapter,
+                example.tensors,
+                example.signature.inputs,
+                engine=engine,
+                allow_row_interaction=allow_row_interaction,
+                max_memory=max_memory,
+            )
         kind.check_outputs(captured.output_example)
         self._setup(kind, example.signature, captured, num_samples, seed, masks, name, version, max_memory)
 
@@ -154,10 +159,7 @@ class MCDropout:
         version: str,
         max_memory: int | None,
     ) -> None:
-        if max_memory is not None and (
-            isinstance(max_memory, bool) or not isinstance(max_memory, int) or max_memory < 1
-        ):
-            raise SettingError(f"max_memory is {max_memory!r}; give a number of bytes, at least 1, or None.")
+        _check_memory(max_memory)
         self.task, self.signature, self.name, self.version = task, signature, name, version
         self.num_samples, self.seed, self.masks = num_samples, seed, masks
         self.sites = Sites(captured.sites)
@@ -272,7 +274,7 @@ class MCDropout:
 
     def _stream(self, run: Run, as_numpy: bool, step: int) -> Iterator[Prediction]:
         while not run.done:
-            self.advance(run, step * max(len(run.blocks), 1))
+            self.advance(run, step)
             if run.passes >= 2:
                 prediction = run.prediction()
                 yield prediction.numpy() if as_numpy else prediction
@@ -299,7 +301,7 @@ class MCDropout:
         Raises:
             PassMemoryError: one pass does not fit into memory.
         """
-        if budget is not None and (isinstance(budget, bool) or budget < 1):
+        if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget < 1):
             raise SettingError(f"budget is {budget!r}; give a number of passes, at least 1, or None for all.")
         self._sampler.advance([runs] if isinstance(runs, Run) else list(runs), budget)
 
@@ -326,6 +328,7 @@ class MCDropout:
         tensors, as_numpy = self.signature.bind(inputs, device=self.device)
         count = self.num_samples if num_samples is None else num_samples
         _check_num_samples(count)
+        count = int(count)
         levels = tuple(quantiles)
 
         def make() -> Any:
@@ -347,7 +350,12 @@ class MCDropout:
         _check_masks(mode)
         rows = self.signature.rows(tensors)
         return self._sampler.start(
-            tensors, rows=1 if rows is None else rows, num_samples=count, seed=chosen, masks=mode, make_sink=make
+            tensors,
+            rows=1 if rows is None else rows,
+            num_samples=int(count),
+            seed=int(chosen),
+            masks=mode,
+            make_sink=make,
         )
 
     # ---- regression noise
@@ -396,9 +404,11 @@ class MCDropout:
                 "captured (the warning at construction says what) and capture it again."
             )
         noise = self.task.noise_variance
+        # the lines of code that draw are kept by file name: where they lie is nobody else's business
+        sites = tuple(replace(site, source=site.source and os.path.basename(site.source)) for site in program.sites)
         write_bundle(
             folder,
-            program,
+            replace(program, sites=sites),
             {
                 "name": self.name,
                 "version": self.version,
@@ -448,7 +458,7 @@ class MCDropout:
             mode = meta["mode"]
             if mode not in _MODES:
                 raise SettingError(f"mode {mode!r} is unknown")
-            engine = GraphEngine(program, mode, Masks())
+            engine = GraphEngine(program, mode, Masks.within(max_memory))
             engine.merges = bool(meta["merges"])
             shapes = tuple(tuple(int(size) for size in shape) for shape in meta["output_shapes"])
             signature = Signature(program.inputs, keyword=bool(meta["keyword"]))
@@ -479,7 +489,7 @@ class MCDropout:
             raise SettingError("a network on the eager engine stays where it was captured: capture it on that device.")
         place = _checked_device(device)
         moved: Program = program.to(place)
-        engine: Engine = GraphEngine(moved, self._engine.mode, Masks())
+        engine: Engine = GraphEngine(moved, self._engine.mode, Masks.within(self._max_memory))
         engine.merges = self._engine.merges
         twin = object.__new__(type(self))
         captured = Captured(engine, self.sites, moved, self._captured.output_shapes, ())
@@ -496,18 +506,23 @@ def _array(value: Tensor) -> Any:
 
 
 def _check_num_samples(value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
         raise SettingError(f"num_samples is {value!r}; give a whole number of passes, at least 1.")
 
 
 def _check_seed(value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise SettingError(f"seed is {value!r}; give a whole number.")
 
 
 def _check_masks(value: Any) -> None:
     if value not in ("shared", "independent"):
         raise SettingError(f"masks is {value!r}; choose 'shared' (one mask for all rows of a pass) or 'independent'.")
+
+
+def _check_memory(value: Any) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise SettingError(f"max_memory is {value!r}; give a number of bytes, at least 1, or None.")
 
 
 def _checked_device(device: torch.device | str) -> torch.device:
@@ -528,4 +543,11 @@ def _device(device: torch.device | str | None, model: nn.Module) -> torch.device
 
 def _cast(model: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """The private copy in the type and on the device in which it will compute."""
-    return model.to(device=device, dtype=dtype)
+    wide = torch.complex128 if dtype == torch.float64 else torch.complex64
+
+    def cast(tensor: Tensor) -> Tensor:
+        kind = wide if tensor.is_complex() else dtype if tensor.is_floating_point() else tensor.dtype
+        return tensor.to(device=device, dtype=kind)
+
+    moved: nn.Module = model._apply(cast)
+    return moved

@@ -8,8 +8,9 @@ Rows that are too many for the budget are cut into blocks, which are computed on
 the chunk and goes on with the same draws: noise is a function of the pass, not of the chunk.
 """
 
+import contextlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -127,6 +128,10 @@ class Sampler:
     def advance(self, runs: Sequence[Run], budget: int | None) -> None:
         """Compute the next `budget` passes of every run (all that are left if None), together where "
         "that is possible."""
+        with plain():
+            self._advance(list({id(run): run for run in runs}.values()), budget)
+
+    def _advance(self, runs: list[Run], budget: int | None) -> None:
         for run in runs:
             if not run.blocks:
                 run.budget = self._budget()
@@ -135,11 +140,26 @@ class Sampler:
         groups: dict[Any, list[Run]] = {}
         for run in waiting:
             groups.setdefault(self._group(run), []).append(run)
-        for together in groups.values():
-            if len(together) > 1:
-                self._together(together, budget)
-            else:
-                self._alone(together[0], budget)
+        for group in groups.values():
+            for together in self._fitting(group):
+                if len(together) > 1:
+                    self._together(together, budget)
+                else:
+                    self._alone(together[0], budget)
+
+    def _fitting(self, group: list[Run]) -> Iterator[list[Run]]:
+        """Runs of one group, so many together as fit the budget with one pass."""
+        if len(group) == 1:
+            yield group
+            return
+        most = max(1, group[0].budget // max(int(self.engine.bytes_per_pass(group[0].inputs) * _HEADROOM), 1))
+        together: list[Run] = []
+        for run in group:
+            if together and sum(other.rows for other in together) + run.rows > most:
+                yield together
+                together = []
+            together.append(run)
+        yield together
 
     def _group(self, run: Run) -> Any:
         if not self.engine.merges or len(run.blocks) > 1 or run.rows == 0:
@@ -161,7 +181,7 @@ class Sampler:
         for start in range(0, count, most):
             stop = min(start + most, count)
             part = [x[start:stop] if batched else x for x, batched in zip(inputs, self.batched, strict=True)]
-            rows = torch.arange(start, stop) if run.masks == "independent" else None
+            rows = torch.arange(start, stop, device="cpu") if run.masks == "independent" else None
             blocks.append(_Block(part, rows, run.make_sink()))
         return blocks
 
@@ -179,17 +199,14 @@ class Sampler:
     # ---- passes into chunks
 
     def _alone(self, run: Run, budget: int | None) -> None:
-        left = budget
+        todo = run.num_samples - run.passes
+        target = run.passes + (todo if budget is None else min(todo, budget))
         for block in run.blocks:
-            todo = run.num_samples - block.passes
-            if left is not None:
-                todo = min(todo, left)
-                left -= todo
-            self._compute([block], run.seed, todo, run.budget)
+            self._compute([block], run.seed, max(0, target - block.passes), run.budget)
             if block.passes >= run.num_samples:
                 block.prepared, block.inputs = None, []
-            if left == 0:
-                break
+            elif len(run.blocks) > 1:
+                block.prepared = None  # the frontiers of all blocks together may be more than the budget
 
     def _together(self, runs: list[Run], budget: int | None) -> None:
         """Rows of several runs as one batch, for as many passes as all of them still want; then each goes on alone."""
@@ -199,7 +216,7 @@ class Sampler:
         left = None if budget is None else budget - todo
         unfinished = [run for run in runs if not run.done]
         if unfinished and left != 0:
-            self.advance(unfinished, left)
+            self._advance(unfinished, left)
 
     def _compute(self, blocks: list[_Block], seed: int, todo: int, budget: int) -> None:
         """The next `todo` passes of blocks that stand at the same pass."""
@@ -213,10 +230,11 @@ class Sampler:
         if blocks[0].rows is not None:
             rows = torch.cat([block.rows for block in blocks if block.rows is not None])
         counts = [self._count(block) for block in blocks]
-        if len(blocks) == 1:
-            blocks[0].prepared = blocks[0].prepared or self.engine.prepare(inputs, budget)
-            prepared = blocks[0].prepared
-        else:
+        for block in blocks:
+            if block.prepared is None:
+                block.prepared = self.engine.prepare(block.inputs, budget)
+        prepared = self.engine.join([block.prepared for block in blocks if block.prepared is not None])
+        if prepared is None:
             prepared = self.engine.prepare(inputs, budget)
         start, stop = blocks[0].passes, blocks[0].passes + todo
         chunk = min(todo, self._chunk(inputs, sum(counts), budget))
@@ -227,19 +245,45 @@ class Sampler:
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-                if chunk == 1:
-                    raise PassMemoryError(
-                        f"one pass of {sum(counts)} rows does not fit into memory. Send fewer rows at a time, or set "
-                        "max_memory so that rows are cut into blocks."
-                    ) from error
-                chunk //= 2
-                continue
+                if chunk > 1:
+                    chunk //= 2
+                    continue
+                outputs = self._halved(inputs, passes, seed, rows, budget, error)
             edges = [0, *itertools.accumulate(counts)]
             for block, low, high in zip(blocks, edges, edges[1:], strict=False):
                 part = outputs if len(blocks) == 1 else tuple(output[:, low:high] for output in outputs)
                 block.sink.update(part, passes)
                 block.passes = passes.stop
             start = passes.stop
+
+    def _halved(
+        self,
+        inputs: list[Tensor],
+        passes: range,
+        seed: int,
+        rows: Tensor | None,
+        budget: int,
+        error: BaseException,
+    ) -> tuple[Tensor, ...]:
+        """One pass of rows that do not fit together: of half of them at a time, with the same draws."""
+        count = next((x.shape[0] for x, batched in zip(inputs, self.batched, strict=True) if batched), 1)
+        if count < 2 or not self.engine.merges:
+            raise PassMemoryError(
+                "one pass of one row does not fit into memory. Use a device with more of it, a smaller input, or "
+                "dtype=torch.bfloat16."
+            ) from error
+        halves = []
+        for part in (slice(0, count // 2), slice(count // 2, count)):
+            some = [x[part] if batched else x for x, batched in zip(inputs, self.batched, strict=True)]
+            numbers = None if rows is None else rows[part]
+            try:
+                prepared = self.engine.prepare(some, budget)
+                halves.append(self.engine.passes(some, prepared, passes=passes, seed=seed, rows=numbers))
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as again:
+                if not is_out_of_memory(again):
+                    raise
+                halves.append(self._halved(some, passes, seed, numbers, budget, again))
+        return tuple(torch.cat(parts, 1) for parts in zip(*halves, strict=True))
 
     def _count(self, block: _Block) -> int:
         return next((x.shape[0] for x, batched in zip(block.inputs, self.batched, strict=True) if batched), 1)
@@ -250,6 +294,18 @@ class Sampler:
             return 1
         each = max(int(self.engine.bytes_per_pass(inputs) * rows), 1)
         return max(1, min(int(budget / _HEADROOM) // each, max(_CACHE_SHARE // each, 1)))
+
+
+@contextlib.contextmanager
+def plain() -> Iterator[None]:
+    """Inside, what the caller has switched on around us (autocast, inference mode) is off."""
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+    ):
+        yield
 
 
 def free_memory(device: torch.device) -> int:

@@ -22,7 +22,19 @@ from torch import fx
 from mcdrop.draws import alpha_scale, bernoulli, noise, scale
 from mcdrop.errors import UnsupportedRandomnessError
 
-__all__ = ["TABLE", "Found", "Law", "Site", "alpha_scale", "bernoulli", "expose", "noise", "scale", "source_of"]
+__all__ = [
+    "TABLE",
+    "Found",
+    "Law",
+    "Site",
+    "alpha_scale",
+    "bernoulli",
+    "expose",
+    "noise",
+    "own_path",
+    "scale",
+    "source_of",
+]
 
 Node = Any  # fx.Node, whose arguments are typed too widely to be of use
 
@@ -188,7 +200,10 @@ def _attention(r: _Rewriter) -> Node:
     if mask is not None:  # a row that may look nowhere gives 0, not NaN
         nowhere = r.call(aten.all.dim, r.call(aten.eq.Scalar, scores, -math.inf), -1, True)
         weights = r.call(aten.masked_fill.Scalar, weights, nowhere, 0.0)
-    leading = [r.size(query, axis) for axis in range(query.meta["val"].ndim - 2)]
+    leading = [
+        size if isinstance(size, int) else r.call(aten.sym_size.int, weights, axis)
+        for axis, size in enumerate(r.node.meta["val"].shape[:-2])
+    ]
     drawn = r.draw(r.site("attention_dropout", p=p, scale=kept_value(p)), [*leading, *lengths])
     return r.call(aten.matmul.default, r.call(draw_operators.scale.default, weights, drawn), value)
 
@@ -368,12 +383,17 @@ def _unknown(node: Node, operation: str) -> str:
     )
 
 
+def own_path(path: str) -> str:
+    """A path in the adapter around a network as a path in the network."""
+    return path.removeprefix("network").removeprefix(".") if path == "network" or path.startswith("network.") else path
+
+
 def path_of(node: Node) -> str:
     """The module in which a traced operation stands, by its name below the user's network."""
     stack = node.meta.get("nn_module_stack") or {}
     path = next(reversed(stack.values()))[0] if stack else ""
     path = re.sub(r"@\d+$", "", path)
-    return path.removeprefix("network.").removeprefix("network")
+    return own_path(path)
 
 
 _LIBRARIES = tuple(os.path.dirname(file) + os.sep for file in (torch.__file__, __file__))

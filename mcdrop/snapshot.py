@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from mcdrop.errors import InputError, SettingError
 from mcdrop.inputs import InputSpec, Signature
@@ -110,6 +111,11 @@ def read_example(
             slots[name] = _Slot(len(tensors))
             tensors.append(value.to(dtype) if value.is_floating_point() else value)
             chosen.append(name)
+        elif any(isinstance(leaf, Tensor) for leaf in tree_leaves(value)):
+            raise InputError(
+                f"input {name!r} is a {type(value).__name__} that holds tensors; give each tensor as an input of its "
+                "own, by a module around the network that puts them together."
+            )
         else:
             slots[name] = value
     batched = [tensor for tensor in tensors if tensor.ndim]
@@ -131,6 +137,9 @@ def read_example(
 
 def _parameter_names(model: nn.Module) -> list[str]:
     names = []
+    if isinstance(model, torch.jit.ScriptModule):
+        scripted: Any = model.forward
+        return [argument.name for argument in scripted.schema.arguments[1:]]
     for name, parameter in inspect.signature(model.forward).parameters.items():
         if parameter.kind is parameter.VAR_POSITIONAL:
             names += [f"{name}_{number}" for number in range(16)]

@@ -230,7 +230,10 @@ def _copy(graph: fx.Graph, node: Node, env: dict[Node, Any], size: _Sizes) -> An
         return (normalised, None, None)
     if node.target is operator.getitem and isinstance(args[0], tuple):
         return args[0][args[1]]
-    copied = graph.call_function(OPERATORS.get(node.target, node.target), args, kwargs)
+    target = OPERATORS.get(node.target, node.target)
+    if target in (aten.view.default, aten._unsafe_view.default):  # strides may differ from the traced ones
+        target = aten.reshape.default
+    copied = graph.call_function(target, args, kwargs)
     copied.meta["val"] = value
     return copied
 

@@ -1,4 +1,4 @@
-"""Runs: started without work, advanced alone and together, cut into chunks and blocks, surviving lack of memory."""
+"""Runs: started without work, advanced alone and together, in chunks and blocks, surviving memory that runs out."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,6 +28,9 @@ class Counting:
     def prepare(self, inputs: Sequence[Tensor], budget: int | None = None) -> list[Tensor]:
         self.prepared += 1
         return [inputs[0] * 1]
+
+    def join(self, prepared: Sequence[list[Tensor]]) -> list[Tensor] | None:
+        return [torch.cat([each[0] for each in prepared])]
 
     def passes(
         self, inputs: Sequence[Tensor], prepared: Sequence[Tensor], *, passes: range, seed: int, rows: Tensor | None
@@ -210,12 +213,6 @@ def test_advancing_what_is_done_does_nothing() -> None:
     assert len(engine.asked) == before
 
 
-# ---- defects found on 2026-11-21; each mark goes with its repair
-
-defect = pytest.mark.xfail(strict=True, reason="reported, not repaired yet")
-
-
-@defect
 def test_blocks_of_rows_stand_at_the_same_pass() -> None:
     of, x = sampler(Counting(), max_memory=600), torch.randn(7, 2)
     run = begin(of, x, 8)
@@ -224,7 +221,6 @@ def test_blocks_of_rows_stand_at_the_same_pass() -> None:
         assert_counted(run, x, passes)
 
 
-@defect
 def test_out_of_memory_at_one_pass_cuts_rows() -> None:
     of, x = sampler(Counting(most=3)), torch.randn(8, 2)
     run = begin(of, x, 4)
@@ -232,7 +228,6 @@ def test_out_of_memory_at_one_pass_cuts_rows() -> None:
     assert_counted(run, x, 4)
 
 
-@defect
 def test_runs_together_stay_under_the_budget() -> None:
     engine = Counting()
     of = sampler(engine, max_memory=800)
@@ -242,7 +237,6 @@ def test_runs_together_stay_under_the_budget() -> None:
     assert max(rows * len(passes) for rows, passes in engine.asked) * 100 * 2 <= 800
 
 
-@defect
 def test_the_prefix_of_runs_together_runs_once() -> None:
     engine = Counting()
     of = sampler(engine)
@@ -252,7 +246,6 @@ def test_the_prefix_of_runs_together_runs_once() -> None:
     assert engine.prepared <= 2
 
 
-@defect
 def test_a_run_given_twice_advances_once() -> None:
     of, x = sampler(Counting()), torch.randn(2, 2)
     run = begin(of, x, 8)
