@@ -162,7 +162,7 @@ def test_an_ordinary_graph_passes() -> None:
         ((), ["fc.weight"], 1, [site()], "site 0 is drawn 0 times by the program and stands 1 times"),
         ((0, 0), ["fc.weight"], 1, [site()], "site 0 is drawn 2 times"),
         ((0,), ["fc.weight"], 1, [site(1)], "site 0 is drawn 1 times"),
-        ((0,), ["fc.weight"], 1, [site(), site(1, active=False)], "inactive ones -1"),
+        ((0,), ["fc.weight"], 1, [site(), site(1, active=False)], "inactive ones have -1"),
         ((0.0,), ["fc.weight"], 1, [site()], "draws for a site that is no number"),
         ((True,), ["fc.weight"], 1, [site()], "draws for a site that is no number"),
     ],
