@@ -23,7 +23,7 @@ __all__ = ["Masks"]
 _BLOCK = 32  # passes that are drawn and kept together
 _UNITS = 2**22  # units that are drawn at once, in bytes a few times that
 _BITS_BOUND = 256 * 2**20
-_READY_BOUND = 64 * 2**20
+_READY_BOUND = 128 * 2**20
 
 
 class _Kept:

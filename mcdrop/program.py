@@ -32,7 +32,8 @@ class Program:
         graph: the calls, in order, in the dialect above.
         weights: parameters, buffers and constants by the name that `get_attr` nodes use, all on one device.
         inputs: one spec per placeholder, in order.
-        sites: every place where noise enters; the active ones first, in the order in which they draw.
+        sites: every place where noise enters; the active ones first, in the order in which they draw; each active one
+            stands in the graph as one `noise` node with its index.
         dims: the dynamic dimensions besides the batch, each with its bounds (least, greatest or None).
         rowwise: which outputs have the batch as their first axis.
     """
@@ -45,7 +46,7 @@ class Program:
 
     @property
     def active_sites(self) -> tuple[Site, ...]:
-        """The sites that draw, in the order in which they draw: `active_sites[i].index == i`."""
+        """The sites that draw, in the order in which they draw."""
         return tuple(site for site in self.sites if site.active)
 
     @property

@@ -7,6 +7,7 @@ order, and of the outputs only those that count.
 import copy
 import dataclasses
 import inspect
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,12 +27,42 @@ def private_copy(model: nn.Module) -> nn.Module:
     Attributes that cannot be copied (locks, open files, tensors that hang in a graph of gradients) are detached and
     cloned, or, if they are no tensors, shared.
     """
+    memo: dict[int, Any] = {}
     with torch.no_grad():
         try:
-            return copy.deepcopy(model)
+            twin: nn.Module = copy.deepcopy(model, memo)
         except Exception:  # user code runs inside deepcopy and can fail in any way
-            twin: nn.Module = _copied(model, {})
-            return twin
+            memo.clear()
+            twin = _copied(model, memo)
+        for module in twin.modules():
+            for name, value in list(vars(module).items()):
+                if isinstance(value, types.FunctionType):
+                    module.__dict__[name] = _rebound(value, memo)
+    return twin
+
+
+def _rebound(function: types.FunctionType, memo: dict[int, Any]) -> types.FunctionType:
+    """A function that closes over parts of the original, closing over their copies instead."""
+    cells = [cell.cell_contents for cell in function.__closure__ or () if _filled(cell)]
+    if not any(isinstance(content, nn.Module | Tensor) and id(content) in memo for content in cells):
+        return function
+    closure = tuple(
+        types.CellType(memo.get(id(cell.cell_contents), cell.cell_contents)) if _filled(cell) else cell
+        for cell in function.__closure__ or ()
+    )
+    twin = types.FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, closure
+    )
+    twin.__kwdefaults__ = function.__kwdefaults__
+    return twin
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018  # an empty cell raises
+    except ValueError:
+        return False
+    return True
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:

@@ -192,3 +192,22 @@ def test_tensors_in_containers_are_refused() -> None:
 
     with pytest.raises(InputError, match="more"):
         MCDropout(Nested(), (torch.ones(1, 3), {"factor": torch.ones(1, 1)}), task="raw")
+
+
+class Closing(nn.Module):
+    """A function that closes over the network, as configuration code likes to make them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.drop, self.linear = nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 2)
+        self.run = lambda x: self.linear(self.drop(self.norm(x)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.run(x)
+
+
+def test_a_closure_over_the_network_closes_over_the_copy() -> None:
+    model = Closing().train()
+    mc = MCDropout(model, torch.randn(3, 4), task="raw")
+    assert [site.kind for site in mc.sites if site.active] == ["dropout"]
+    assert int(model.norm.num_batches_tracked) == 0
