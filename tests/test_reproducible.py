@@ -151,6 +151,18 @@ def test_independent_of_chunks(network: Network, masks: str) -> None:
 
 
 @chosen
+def test_independent_of_the_memory(network: Network) -> None:
+    """Under a small budget rows are computed in parts, before the first draw and after it."""
+    inputs = network.example(24)
+    for budget in (1, 2**13, 2**16):
+        small = MCDropout(
+            network.build(), network.example(2), seed=5, num_samples=20, task=network.task, max_memory=budget
+        )
+        for masks in ("shared", "independent"):
+            assert_close(small(inputs, masks=masks), captured(network)(inputs, masks=masks))
+
+
+@chosen
 def test_independent_of_runs_beside(network: Network) -> None:
     """Runs of other rows, seeds and numbers of passes advance together, a few passes at a time."""
     mc = captured(network)
