@@ -160,6 +160,12 @@ def _no_dropout(model: nn.Module, sites: Sequence[Site], flags: Flags) -> NoDrop
             "every sample would "
             f"be the same ({listed}). Train the network with a rate above 0."
         )
+    idle = [path for path, module in model.named_modules() if getattr(module, "p", None) == 0]
+    if idle:
+        return NoDropoutError(
+            f"{name} has dropout with p = 0 alone ({', '.join(idle[:6])}), so every sample would be the same: p is 0. "
+            "Train the network with a rate above 0."
+        )
     return NoDropoutError(
         f"{name} has no dropout, so every sample would be the same. Looked at {count} modules ({flags.readers} of them "
         "read their training flag) for dropout, feature, alpha and attention dropout, dropout "
@@ -192,6 +198,7 @@ def _proved(
     mode = _fastest_proved(engine, rows)
     proved = GraphEngine(program, mode, masks)
     proved.merges = not interact
+    proved.joins = not interact and _rows_join(proved, rows)
     return Captured(proved, program.sites, program, tuple(tuple(o.shape[1:]) for o in outputs), outputs)
 
 
@@ -346,6 +353,20 @@ def _rows_move(engine: GraphEngine, rows: list[Tensor]) -> bool:
         if not all(same(b, a[:, order], rounding(engine.program)) for a, b in zip(first, second, strict=True)):
             return False
     return True
+
+
+def _rows_join(engine: GraphEngine, rows: list[Tensor]) -> bool:
+    """Whether the frontiers of single rows, joined, are the frontier of the batch: an axis may mix rows and units."""
+    if engine.parts.frontier_axes is None:
+        return False
+    specs = engine.program.inputs
+    single = [
+        engine.prepare([row[i : i + 1] if spec.batched else row for row, spec in zip(rows, specs, strict=True)])
+        for i in range(3)
+    ]
+    engine.joins = True
+    joined = engine.join(single) or []
+    return all(same(a, b, rounding(engine.program)) for a, b in zip(joined, engine.prepare(rows), strict=True))
 
 
 def _fastest_proved(engine: GraphEngine, rows: list[Tensor]) -> Mode:

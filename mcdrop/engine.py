@@ -56,6 +56,7 @@ class GraphEngine:
 
     kind = "graph"
     merges = True
+    joins = False  # whether frontiers of several batches may be joined along their rows: has to be proved
 
     def __init__(self, program: Program, mode: Mode, masks: Masks | None = None) -> None:
         self.program, self.mode = program, mode
@@ -69,7 +70,7 @@ class GraphEngine:
     def prepare(self, inputs: Sequence[Tensor], budget: int | None = None) -> list[Tensor]:
         rows, axes = self.rows_of(inputs), self.parts.frontier_axes
         at_once = rows
-        if budget is not None and rows > 1 and axes is not None and self.merges:
+        if budget is not None and rows > 1 and axes is not None and self.joins:
             at_once = min(max(1, budget // self._bytes_per_row(inputs)), rows)
         with torch.no_grad():
             if at_once == rows or axes is None:
@@ -83,7 +84,7 @@ class GraphEngine:
         if len(prepared) == 1:
             return prepared[0]
         axes = self.parts.frontier_axes
-        if axes is None:
+        if axes is None or not self.joins:
             return None
         return [
             each[0] if axis is None else torch.cat(each, axis)

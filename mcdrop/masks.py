@@ -21,6 +21,7 @@ from mcdrop.sites import Site
 __all__ = ["Masks"]
 
 _BLOCK = 32  # passes that are drawn and kept together
+_FEW = 4096  # units below which more passes are drawn together, since a draw has a fixed cost
 _UNITS = 2**22  # units that are drawn at once, in bytes a few times that
 _BITS_BOUND = 256 * 2**20
 _READY_BOUND = 128 * 2**20
@@ -92,7 +93,8 @@ class Masks:
         if site.law != "bernoulli":
             return self._make(site, shape, seed, passes, device, None, None, 1)
         parts = []
-        size = max(1, min(_BLOCK, _UNITS // max(math.prod(shape), 1)))  # passes drawn together, by the shape alone
+        units = max(math.prod(shape), 1)
+        size = max(1, min(max(_BLOCK, _FEW // units), _UNITS // units))  # passes drawn together, by the shape alone
         for block in range(passes.start // size, -(-passes.stop // size)):
             start = block * size
             bits = self._bits.get(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mcdrop.bundle import read_bundle, write_bundle
 from mcdrop.capture import Captured, capture
-from mcdrop.engine import Engine, GraphEngine
+from mcdrop.engine import GraphEngine
 from mcdrop.errors import BundleError, SettingError
 from mcdrop.inputs import Signature
 from mcdrop.masks import Masks
@@ -425,6 +425,7 @@ class MCDropout:
                 "keyword": self.signature.keyword,
                 "mode": self._engine.mode,
                 "merges": self._engine.merges,
+                "joins": self._engine.joins,
                 "output_shapes": [list(shape) for shape in self._captured.output_shapes],
             },
         )
@@ -459,7 +460,7 @@ class MCDropout:
             if mode not in _MODES:
                 raise SettingError(f"mode {mode!r} is unknown")
             engine = GraphEngine(program, mode, Masks.within(max_memory))
-            engine.merges = bool(meta["merges"])
+            engine.merges, engine.joins = bool(meta["merges"]), bool(meta["joins"])
             shapes = tuple(tuple(int(size) for size in shape) for shape in meta["output_shapes"])
             signature = Signature(program.inputs, keyword=bool(meta["keyword"]))
             self = object.__new__(cls)
@@ -489,8 +490,8 @@ class MCDropout:
             raise SettingError("a network on the eager engine stays where it was captured: capture it on that device.")
         place = _checked_device(device)
         moved: Program = program.to(place)
-        engine: Engine = GraphEngine(moved, self._engine.mode, Masks.within(self._max_memory))
-        engine.merges = self._engine.merges
+        engine = GraphEngine(moved, self._engine.mode, Masks.within(self._max_memory))
+        engine.merges, engine.joins = self._engine.merges, self._engine.joins
         twin = object.__new__(type(self))
         captured = Captured(engine, self.sites, moved, self._captured.output_shapes, ())
         twin._setup(
