@@ -104,7 +104,8 @@ class Run:
                 f"{self.passes} passes are computed so far and a spread needs at least 2: advance the run further."
             )
         predictions = [block.sink.prediction(seed=self.seed) for block in self.blocks]
-        return concatenate(predictions)[: self.rows]
+        whole = concatenate(predictions)
+        return whole if self.rows else whole[:0]
 
     def samples(self) -> tuple[Tensor, ...]:
         """The collected outputs (samples, rows, ...) of a run whose sink is a `Collector`."""
