@@ -166,9 +166,9 @@ class GraphEngine:
         inputs: Sequence[Tensor],
         call: Callable[[list[Tensor]], tuple[Callable[..., Any], list[Any]]],
     ) -> int:
-        one = self._rows(inputs, 0, 1)
-        key = (part, *(size for x in one for size in x.shape))
+        key = (part, *(x.shape[1:] for x in inputs))
         if key not in self._footprints:
+            one = self._rows(inputs, 0, 1)
             with torch.no_grad():
                 module, arguments = call(one)
                 tally = _Tally(module)

@@ -10,6 +10,8 @@ the chunk and goes on with the same draws: noise is a function of the pass, not 
 
 import contextlib
 import itertools
+import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -24,6 +26,7 @@ from mcdrop.prediction import Prediction, concatenate
 __all__ = ["Collector", "Run", "Sampler"]
 
 _CACHE_SHARE = 24 * 2**20  # bytes of activations computed at once: more falls out of the processor's caches
+_STALE = 1.0  # seconds for which an answer about free memory holds
 _HEADROOM = 2.0  # what operations need besides their results, as a factor on the results
 
 
@@ -119,6 +122,7 @@ class Sampler:
 
     def __init__(self, engine: Engine, batched: Sequence[bool], max_memory: int | None) -> None:
         self.engine, self.batched, self.max_memory = engine, tuple(batched), max_memory
+        self._asked, self._free = -math.inf, 0  # when the system was asked for its free memory, and its answer
 
     def start(
         self, inputs: list[Tensor], *, rows: int, num_samples: int, seed: int, masks: str, make_sink: Callable[[], Sink]
@@ -194,8 +198,10 @@ class Sampler:
     def _budget(self) -> int:
         if self.max_memory is not None:
             return self.max_memory
-        device = getattr(self.engine, "device", torch.device("cpu"))
-        return free_memory(device) // 4
+        now = time.monotonic()
+        if now - self._asked > _STALE:
+            self._asked, self._free = now, free_memory(getattr(self.engine, "device", torch.device("cpu")))
+        return self._free // 4
 
     # ---- passes into chunks
 
