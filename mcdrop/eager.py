@@ -335,7 +335,7 @@ class EagerEngine:
         rows: Tensor | None,
     ) -> tuple[Tensor, ...]:
         count = next((x.shape[0] for x, batched in zip(inputs, self.batched, strict=True) if batched), 1)
-        numbers = range(count) if rows is None else rows.tolist()
+        numbers = [None] * count if rows is None else rows.tolist()
         outputs = []
         with self.lock:
             for number in passes:
@@ -347,7 +347,7 @@ class EagerEngine:
                         [x[i : i + 1] if by_row else x for x, by_row in zip(inputs, self.batched, strict=True)],
                         seed,
                         number,
-                        None if rows is None else numbers[i],
+                        numbers[i],
                     )
                     for i in range(count)
                 ]

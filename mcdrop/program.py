@@ -35,7 +35,6 @@ class Program:
         sites: every place where noise enters; the active ones first, in the order in which they draw; each active one
             stands in the graph as one `noise` node with its index.
         dims: the dynamic dimensions besides the batch, each with its bounds (least, greatest or None).
-        rowwise: which outputs have the batch as their first axis.
     """
 
     graph: fx.Graph

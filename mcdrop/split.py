@@ -49,6 +49,7 @@ class Split:
         roots: which sizes of the inputs the suffix takes, as (number of the input, axis).
         draws: for each active site the sizes of its draw, as ints or nodes of size arithmetic.
         prefix_calls: number of operations that run once per row; `suffix_calls` once per row and pass.
+        stochastic_outputs: of each output, whether a draw reaches it.
     """
 
     prefix: Callable[..., tuple[Tensor, ...]]
