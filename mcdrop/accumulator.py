@@ -51,8 +51,8 @@ class Accumulator(ABC):
         """Allocate the sums for outputs like these, each (passes, batch, ...)."""
 
     @abstractmethod
-    def _add(self, chunk: tuple[Tensor, ...], groups: Tensor | None, place: Place, first: bool) -> None:
-        """Add a block (passes, ...) of the flattened outputs."""
+    def _add(self, chunk: tuple[Tensor, ...], groups: Tensor | None, place: Place, before: int) -> None:
+        """Add a block (passes, ...) of the flattened outputs, of which `before` passes were added before."""
 
     @abstractmethod
     def _merge(self, other: Any) -> None:
@@ -104,9 +104,9 @@ class Accumulator(ABC):
             for group in indexes:
                 self._group_counts[group] += 1
         for block in _blocks(flat[0]):
-            first = not self.passes and not (block and block[0].start)
+            before = self.passes + (block[0].start if block else 0)
             chunk = tuple(values[block] for values in flat) if block else flat
-            self._add(chunk, groups if groups is None or not block else groups[block[0]], block[1:], first)
+            self._add(chunk, groups if groups is None or not block else groups[block[0]], block[1:], before)
         self.passes += len(passes)
         self._done.append(passes)
 
@@ -133,7 +133,6 @@ class Accumulator(ABC):
         self._done += other._done
         self.passes += other.passes
 
-    @torch.no_grad()
     def prediction(self, *, seed: int) -> Prediction:
         """The prediction from the passes so far; later updates do not change it.
 
@@ -181,7 +180,8 @@ class Accumulator(ABC):
 
     def _shaped(self, values: Tensor) -> Tensor:
         """A number of each element of the output, in its layout and dtype."""
-        return values.to(self._dtype).view(self._layout)
+        values = values.to(self._dtype, copy=True)
+        return values if values.shape == self._layout else values.view(self._layout)
 
 
 def check_passes(passes: int) -> None:

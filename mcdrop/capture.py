@@ -185,6 +185,7 @@ def _proved(
     allow_row_interaction: bool,
     masks: Masks,
 ) -> Captured:
+    program = program.channels_last()
     engine = GraphEngine(program, "loop")
     outputs = _prove_neutral(network, engine, rows, flags)
     interact = _rows_interact(engine, rows, outputs)

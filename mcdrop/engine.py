@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from mcdrop.masks import Masks
 from mcdrop.program import Program
-from mcdrop.split import measure, split
+from mcdrop.split import Part, measure, split
 
 __all__ = ["Engine", "GraphEngine", "Mode"]
 
@@ -154,7 +154,7 @@ class GraphEngine:
     def bytes_per_pass(self, inputs: Sequence[Tensor]) -> int:
         """Measured once for each shape of a row, by running one pass of one row and adding up what is alive."""
 
-        def suffix(one: list[Tensor]) -> tuple[Callable[..., Any], list[Any]]:
+        def suffix(one: list[Tensor]) -> tuple[Part, list[Any]]:
             draws = [draw[0] for draw in self.draws(one, passes=range(1), seed=0, rows=None)]
             return self.parts.mapped, [*self.parts.sizes(one), *self.prepare(one), *draws]
 
@@ -162,17 +162,17 @@ class GraphEngine:
 
     def _measured(
         self,
-        part: str,
+        name: str,
         inputs: Sequence[Tensor],
-        call: Callable[[list[Tensor]], tuple[Callable[..., Any], list[Any]]],
+        call: Callable[[list[Tensor]], tuple[Part, list[Any]]],
     ) -> int:
-        key = (part, *(x.shape[1:] for x in inputs))
+        key = (name, *(x.shape[1:] for x in inputs))
         if key not in self._footprints:
             one = self._rows(inputs, 0, 1)
             with torch.no_grad():
-                module, arguments = call(one)
-                tally = _Tally(module)
-                tally.run(*arguments)
+                part, arguments = call(one)
+                tally = _Tally(part)
+                tally.run(*arguments, *part.weights)
             self._footprints[key] = tally.peak
         return self._footprints[key]
 
@@ -180,17 +180,17 @@ class GraphEngine:
 class _Tally(fx.Interpreter):
     """Runs a graph and notes how many bytes of its results were alive at once."""
 
-    def __init__(self, module: Any) -> None:
-        super().__init__(module)
+    def __init__(self, part: Part) -> None:
+        super().__init__(part.module)
         self.peak = 1
+        self._weights = {weight.untyped_storage().data_ptr() for weight in part.weights}
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         storages = {}
         for value in [*self.env.values(), result]:
             for tensor in value if isinstance(value, tuple | list) else (value,):
-                if isinstance(tensor, Tensor) and n.op != "get_attr":
+                if isinstance(tensor, Tensor):
                     storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        weights = {tensor.untyped_storage().data_ptr() for tensor in self.module.state_dict().values()}
-        self.peak = max(self.peak, sum(size for place, size in storages.items() if place not in weights))
+        self.peak = max(self.peak, sum(size for place, size in storages.items() if place not in self._weights))
         return result

@@ -14,7 +14,7 @@ from mcdrop.statistics import check_levels
 from mcdrop.tasks import Task
 from mcdrop.value_moments import HeteroscedasticAccumulator, RawAccumulator, RegressionAccumulator
 
-__all__ = ["Accumulator", "accumulator"]
+__all__ = ["Accumulator", "accumulator", "check_passes"]
 
 _ACCUMULATORS: dict[str, type[Accumulator]] = {
     "classification": ClassAccumulator,

@@ -119,9 +119,16 @@ class Prediction:
             return change(value, axis) if hasattr(value, "dtype") else value
 
         twin = object.__new__(type(self))  # past __init__, whose annotations ask for tensors with a batch
-        values = {name: changed(value, int(name in ("samples", "quantiles"))) for name, value in vars(self).items()}
+        values = {name: changed(value, int(name in ("samples", "quantiles"))) for name, value in self._facts().items()}
         twin.__dict__.update(values, **replaced)
         return twin
+
+    def _facts(self) -> dict[str, Any]:
+        """What this object holds, nothing put off."""
+        return dict(vars(self))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self._facts()
 
     # ---- printing
 
@@ -172,9 +179,25 @@ class _ProbabilityPrediction(Prediction):
     """What one of several classes, and yes or no, have in common."""
 
     entropy: Float[Tensor, " batch *positions"]
-    expected_entropy: Float[Tensor, " batch *positions"]
-    votes: Integer[Tensor, " batch *rest"]  # passes that vote for the class, or for yes
+    rest: Callable[[], tuple[Tensor, Tensor]]  # gives expected entropy and votes
     class_names: tuple[str, ...] | None = None
+
+    @cached_property
+    def expected_entropy(self) -> Float[Tensor, " batch *positions"]:
+        """Mean entropy of the passes, nats."""
+        return self._counted[0]
+
+    @cached_property
+    def votes(self) -> Integer[Tensor, " batch *rest"]:
+        """Number of passes that vote for the class, or for yes."""
+        return self._counted[1]
+
+    @cached_property
+    def _counted(self) -> tuple[Tensor, Tensor]:
+        return self.rest()
+
+    def _facts(self) -> dict[str, Any]:
+        return {"_counted": self._counted, **{name: value for name, value in vars(self).items() if name != "rest"}}
 
     @cached_property
     def mutual_information_plugin(self) -> Tensor:
@@ -286,11 +309,9 @@ def concatenate(predictions: Sequence[Prediction]) -> Prediction:
     for prediction in predictions:
         for name in prediction.fields:
             getattr(prediction, name)
+    facts = [prediction._facts() for prediction in predictions]
     twin = object.__new__(type(first))
     twin.__dict__.update(
-        {
-            name: joined([vars(prediction)[name] for prediction in predictions], int(name in ("samples", "quantiles")))
-            for name in vars(first)
-        }
+        {name: joined([each[name] for each in facts], int(name in ("samples", "quantiles"))) for name in facts[0]}
     )
     return twin

@@ -21,12 +21,13 @@ from mcdrop.engine import GraphEngine
 from mcdrop.errors import BundleError, SettingError
 from mcdrop.inputs import Signature
 from mcdrop.masks import Masks
-from mcdrop.moments import accumulator
+from mcdrop.moments import accumulator, check_passes
 from mcdrop.prediction import Prediction
 from mcdrop.program import Program
 from mcdrop.sampling import Collector, Run, Sampler, plain
 from mcdrop.sites import Site
 from mcdrop.snapshot import Adapter, private_copy, read_example
+from mcdrop.statistics import check_levels
 from mcdrop.tasks import OutputKind, Task, TaskName
 
 __all__ = ["MCDropout", "Sites"]
@@ -336,7 +337,8 @@ class MCDropout:
                 self.task, num_samples=count, standard_errors=standard_errors, quantiles=levels, samples=samples
             )
 
-        make()  # its errors belong to the caller, not to the thread that computes
+        check_levels(levels)  # here: errors belong to the caller, not to the thread that computes
+        check_passes(count)
         return self._run(tensors, num_samples, seed, masks, make), as_numpy
 
     def _run(
@@ -445,6 +447,7 @@ class MCDropout:
         """
         place = torch.device("cpu") if device is None else _checked_device(device)
         program, meta = read_bundle(folder, device=place)
+        program = program.channels_last()
         try:
             stated = meta["task"]
             noise = stated.get("noise_variance")

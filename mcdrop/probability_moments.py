@@ -1,11 +1,13 @@
 """Streaming statistics of predicted distributions: one of several classes, yes or no, several labels.
 
-Each pass gives a distribution; kept are the power sums of its probabilities, the sum of its entropies and its vote.
+Each pass gives a distribution; kept are the central sums of its probabilities, the sum of its entropies and its vote.
+The latter two are not read by everybody: while they are few, probabilities are kept and counted when asked for.
 """
 
+import copy
 import math
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,17 +17,20 @@ from mcdrop.accumulator import Accumulator
 from mcdrop.errors import SettingError
 from mcdrop.prediction import BinaryPrediction, ClassificationPrediction, MultilabelPrediction, Prediction
 from mcdrop.statistics import binary_entropy, entropy
-from mcdrop.sums import GroupSums, Place, PowerSums, jackknife_standard_error
+from mcdrop.sums import CentralSums, GroupSums, Place, jackknife_standard_error
 
 __all__ = ["BinaryAccumulator", "ClassAccumulator"]
+
+_FEW = 2**14  # probabilities that are kept until entropies and votes are asked for
 
 
 class ProbabilityAccumulator(Accumulator):
     """One of several classes, and yes or no: distributions, their entropies and votes."""
 
-    _probs: PowerSums
-    _entropies: Tensor  # sums over passes
-    _votes: Tensor  # numbers of passes
+    _probs: CentralSums
+    _entropies: Tensor  # sums over the passes that are counted
+    _votes: Tensor  # numbers of passes, of those that are counted
+    _uncounted: tuple[Tensor, ...]  # probabilities (passes, ...) of the others
     _prob_groups: GroupSums
     _entropy_groups: GroupSums
     _tolerance: float  # of probabilities that the model returns
@@ -56,62 +61,94 @@ class ProbabilityAccumulator(Accumulator):
 
     def _start(self, outputs: tuple[Tensor, ...]) -> None:
         shape, device = tuple(self._flatten(outputs[0]).shape[1:]), outputs[0].device
-        self._probs = PowerSums(shape, order=4 if self._with_errors else 2, device=device)
+        self._probs = CentralSums(shape, order=4 if self._with_errors else 2, device=device)
         self._tolerance = max(1e-4, 4 * torch.finfo(outputs[0].dtype).eps)
-        self._entropies = torch.zeros(self._reduced(shape), dtype=torch.float64, device=device)
-        self._votes = torch.zeros(shape, dtype=torch.int32, device=device)
+        self._uncounted = ()
         if self._with_errors:
             self._prob_groups = GroupSums(shape, dtype=self._dtype, device=device)
             self._entropy_groups = GroupSums(self._reduced(shape), dtype=torch.float64, device=device)
 
-    def _add(self, chunk: tuple[Tensor, ...], groups: Tensor | None, place: Place, first: bool) -> None:
+    def _add(self, chunk: tuple[Tensor, ...], groups: Tensor | None, place: Place, before: int) -> None:
         probs = self._probabilities(chunk[0].to(self._dtype))
-        entropies, reduced = self._entropy(probs), self._reduced_place(place)
-        self._entropies[reduced].add_(entropies.sum(dim=0, dtype=torch.float64))
-        self._vote(probs, place)
-        deviations = self._probs.add(probs, place, first=first)
+        self._probs.add(probs, place=place, before=before)
+        if groups is None and not place and sum(map(Tensor.numel, self._uncounted), probs.numel()) <= _FEW:
+            self._uncounted += (probs,)
+            return
+        entropies = self._count(probs, place)
         if groups is not None:
-            self._prob_groups.add(deviations, groups, place)
-            self._entropy_groups.add(entropies, groups, reduced)
+            self._prob_groups.add(probs, groups, place)
+            self._entropy_groups.add(entropies, groups, self._reduced_place(place))
+
+    def _count(self, probs: Tensor, place: Place) -> Tensor:
+        """Add the entropies and votes of passes at `place`, and return the entropies."""
+        if not hasattr(self, "_votes"):
+            self._votes = torch.zeros(self._probs.shape, dtype=torch.int32, device=probs.device)
+            self._entropies = torch.zeros(self._reduced(self._probs.shape), dtype=torch.float64, device=probs.device)
+        entropies = self._entropy(probs)
+        self._entropies[self._reduced_place(place)].add_(entropies.sum(dim=0, dtype=torch.float64))
+        self._vote(probs, place)
+        return entropies
+
+    def _count_all(self) -> None:
+        for probs in self._uncounted:
+            self._count(probs, ())
+        self._uncounted = ()
 
     def _values(self, samples: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
         probs = self._probabilities(self._flatten(samples[0]).to(self._dtype))
         return probs.view(probs.shape[0], *self._layout), None
 
     def _merge(self, other: Any) -> None:
+        self._count_all()
+        other._count_all()
         if self._with_errors:
-            shift = other._probs.reference - self._probs.reference
-            self._prob_groups.merge(other._prob_groups, shift, other._group_counts)
-            self._entropy_groups.merge(other._entropy_groups, 0.0, other._group_counts)
-        self._probs.merge(other._probs, other.passes)
+            self._prob_groups.merge(other._prob_groups)
+            self._entropy_groups.merge(other._entropy_groups)
+        self._probs.merge(other._probs, self.passes, other.passes)
         self._entropies += other._entropies
         self._votes += other._votes
 
     def _fields(self) -> dict[str, Any]:
         """The fields that both kinds have, in the layout of the output."""
-        mean, variance = self._probs.mean(self.passes), self._probs.variance(self.passes)
-        total = self._entropy(mean)
-        # Jensen: the mean entropy is below the entropy of the mean, and equal to it where all passes agree.
-        spread = variance if total.shape == variance.shape else variance.amax(dim=1)
-        expected = torch.minimum(self._entropies / self.passes, total).where(spread > 0, total)
-        reduced = self._reduced_layout()
+        mean, variance = self._probs.mean, self._probs.variance(self.passes)
+        total, reduced = self._entropy(mean), self._reduced_layout()
         fields: dict[str, Any] = {
             "mean": self._shaped(mean),
             "variance": self._shaped(variance),
-            "entropy": total.to(self._dtype).view(reduced),
-            "expected_entropy": expected.to(self._dtype).view(reduced),
-            "votes": self._votes.clone().view(self._layout),
+            "entropy": total.to(self._dtype).reshape(reduced),
+            "rest": self._counted_by_now(variance, total),
             "class_names": self.task.class_names,
         }
         if self._with_errors:
             fields["standard_errors"] = {
                 "mean": self._shaped(((variance + 1 / self.passes) / self.passes).sqrt()),
                 "variance": self._shaped(self._probs.variance_of_variance(self.passes).sqrt()),
-                **{name: error.to(self._dtype).view(reduced) for name, error in self._entropy_errors(total, expected)},
+                **{name: error.to(self._dtype).view(reduced) for name, error in self._entropy_errors(total)},
             }
         return fields
 
-    def _entropy_errors(self, total: Tensor, expected: Tensor) -> Iterator[tuple[str, Tensor]]:
+    def _counted_by_now(self, variance: Tensor, total: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
+        """What gives the expected entropy and the votes of the passes so far, whatever is added later."""
+        now = copy.copy(self)
+        if hasattr(self, "_votes"):
+            now._votes, now._entropies = self._votes.clone(), self._entropies.clone()
+
+        def counted() -> tuple[Tensor, Tensor]:
+            all_ = copy.copy(now)  # threads may ask at the same time
+            if hasattr(now, "_votes"):
+                all_._votes, all_._entropies = now._votes.clone(), now._entropies.clone()
+            all_._count_all()
+            expected = all_._expected(variance, total).to(all_._dtype).view(all_._reduced_layout())
+            return expected, all_._votes.view(all_._layout)
+
+        return counted
+
+    def _expected(self, variance: Tensor, total: Tensor) -> Tensor:
+        """Jensen: the mean entropy is below the entropy of the mean, and equal to it where all passes agree."""
+        spread = variance if total.shape == variance.shape else variance.amax(dim=1)
+        return torch.minimum(self._entropies / self.passes, total).where(spread > 0, total)
+
+    def _entropy_errors(self, total: Tensor) -> Iterator[tuple[str, Tensor]]:
         groups = [group for group, count in enumerate(self._group_counts) if count]
         if len(groups) < 2:
             raise SettingError("standard errors take passes of at least two groups (pass index modulo 16).")
@@ -119,10 +156,10 @@ class ProbabilityAccumulator(Accumulator):
         totals, expecteds = [], []
         for group, count in zip(groups, counts, strict=True):
             rest = self.passes - count
-            deviations = self._probs.sums[0] - self._prob_groups.sums[group]
-            totals.append(self._entropy(self._probs.reference + deviations / rest))
+            totals.append(self._entropy((self._probs.mean * self.passes - self._prob_groups.sums[group]) / rest))
             expecteds.append((self._entropies - self._entropy_groups.sums[group]) / rest)
         left_total, left_expected = torch.stack(totals), torch.stack(expecteds)
+        expected = self._expected(self._probs.variance(self.passes), total)
         yield "entropy", jackknife_standard_error(total, left_total, counts)
         yield "expected_entropy", jackknife_standard_error(self._entropies / self.passes, left_expected, counts)
         yield "mutual_information", jackknife_standard_error(total - expected, left_total - left_expected, counts)
@@ -133,6 +170,8 @@ class ClassAccumulator(ProbabilityAccumulator):
 
     def _flatten(self, output: Tensor) -> Tensor:
         axis = self.task.axis(output.ndim - 1) + 1
+        if output.ndim == 3 and axis == 2:
+            return output
         shape = (output.shape[0], math.prod(output.shape[1:axis]), output.shape[axis])
         inner = output.shape[axis + 1 :]
         return output.reshape(*shape, math.prod(inner)) if inner else output.reshape(shape)
@@ -161,7 +200,7 @@ class ClassAccumulator(ProbabilityAccumulator):
         return chunk.clamp_min(0) / total  # what half precision rounded off must not show in the entropies
 
     def _entropy(self, probs: Tensor) -> Tensor:
-        return entropy(probs, class_axis=probs.ndim - self._probs.reference.ndim + 1)
+        return entropy(probs, class_axis=probs.ndim - len(self._probs.shape) + 1)
 
     def _vote(self, probs: Tensor, place: Place) -> None:
         winners = probs.max(dim=2).indices.movedim(0, 1)  # (outer, passes[, inner])

@@ -23,6 +23,12 @@ from mcdrop.sites import Site
 
 __all__ = ["Program"]
 
+_CONVOLUTIONS = {
+    torch.ops.aten.conv2d, torch.ops.aten.conv3d, torch.ops.aten.conv_transpose2d, torch.ops.aten.conv_transpose3d,
+    torch.ops.aten.convolution,
+}  # fmt: skip
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of a weight's axes
+
 
 @dataclass(frozen=True)
 class Program:
@@ -53,6 +59,21 @@ class Program:
         """Where the weights lie; CPU for a network without any."""
         return next((weight.device for weight in self.weights.values()), torch.device("cpu"))
 
+    def channels_last(self) -> "Program":
+        """The same program, on a CPU with the weights of its convolutions laid out channels last.
+
+        Activations follow the weights, and convolutions, pooling and interpolation are then up to five times as fast.
+        """
+        if self.device.type != "cpu":
+            return self
+        weights = dict(self.weights)
+        for node in self.graph.nodes:
+            if getattr(node.target, "overloadpacket", None) in _CONVOLUTIONS and node.args[1].op == "get_attr":
+                weight = weights[node.args[1].target]
+                if weight.ndim in _CHANNELS_LAST:
+                    weights[node.args[1].target] = weight.contiguous(memory_format=_CHANNELS_LAST[weight.ndim])
+        return replace(self, weights=weights)
+
     def to(self, device: torch.device) -> "Program":
         """The same program with its weights, and the constants that name a device, on `device`."""
         graph = fx.Graph()
@@ -61,8 +82,10 @@ class Program:
             if node.op == "call_function":
                 node.args = fx.node.map_aggregate(node.args, lambda value: _moved(value, device))
                 node.kwargs = fx.node.map_aggregate(node.kwargs, lambda value: _moved(value, device))
-        weights = {name: weight.to(device) for name, weight in self.weights.items()}
-        return replace(self, graph=graph, weights=weights)
+        weights = {
+            name: weight.to(device, memory_format=torch.contiguous_format) for name, weight in self.weights.items()
+        }
+        return replace(self, graph=graph, weights=weights).channels_last()
 
 
 def _moved(value: Any, device: torch.device) -> Any:

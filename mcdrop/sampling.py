@@ -142,6 +142,9 @@ class Sampler:
                 run.budget = self._budget()
                 run.blocks = self._blocks(run)
         waiting = [run for run in runs if not run.done]
+        if len(waiting) == 1:
+            self._alone(waiting[0], budget)
+            return
         groups: dict[Any, list[Run]] = {}
         for run in waiting:
             groups.setdefault(self._group(run), []).append(run)
@@ -306,12 +309,13 @@ class Sampler:
 @contextlib.contextmanager
 def plain() -> Iterator[None]:
     """Inside, what the caller has switched on around us (autocast, inference mode) is off."""
-    with (
-        torch.inference_mode(False),
-        torch.no_grad(),
-        torch.autocast("cpu", enabled=False),
-        torch.autocast("cuda", enabled=False),
-    ):
+    with contextlib.ExitStack() as off:
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                off.enter_context(torch.autocast(device, enabled=False))
+        if torch.is_inference_mode_enabled():
+            off.enter_context(torch.inference_mode(False))
+        off.enter_context(torch.no_grad())
         yield
 
 

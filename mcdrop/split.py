@@ -25,7 +25,7 @@ from mcdrop.program import Program
 from mcdrop.recurrent import LAYERS, recurrent_layer
 from mcdrop.sites import Site
 
-__all__ = ["Split", "is_size", "measure", "split"]
+__all__ = ["Part", "Split", "is_size", "measure", "split"]
 
 Node = Any  # fx.Node, whose arguments are typed too widely to be of use
 
@@ -52,9 +52,9 @@ class Split:
         stochastic_outputs: of each output, whether a draw reaches it.
     """
 
-    prefix: Callable[..., tuple[Tensor, ...]]
-    mapped: Callable[..., tuple[Tensor, ...]]
-    folded: Callable[..., tuple[Tensor, ...]] | None
+    prefix: "Part"
+    mapped: "Part"
+    folded: "Part | None"
     roots: tuple[tuple[int, int], ...]
     draws: tuple[tuple[Site, tuple[Any, ...]], ...]
     prefix_calls: int
@@ -162,13 +162,34 @@ def split(program: Program) -> Split:
     )
 
 
-def _module(p: _Program, graph: fx.Graph) -> fx.GraphModule:
-    wanted = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
-    module = fx.GraphModule({name: p.program.weights[name] for name in wanted}, graph)
-    return module.eval()
+class Part:
+    """A graph as a plain function of its placeholders: a module would look up every weight by name at every call.
+
+    Attributes:
+        module: the graph, whose last placeholders are the weights.
+        weights: in that order.
+    """
+
+    def __init__(self, graph: fx.Graph, weights: Mapping[str, Tensor]) -> None:
+        names = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "get_attr")
+        self.weights = tuple(weights[name] for name in names)
+        last = next((node for node in reversed(graph.nodes) if node.op == "placeholder"), None)
+        with graph.inserting_after(last) if last else graph.inserting_before():
+            given = {name: graph.placeholder(f"weight_{number}") for number, name in reversed([*enumerate(names)])}
+        for node in list(graph.nodes):
+            if node.op == "get_attr":
+                node.replace_all_uses_with(given[str(node.target)])
+                graph.erase_node(node)
+            else:
+                node.target = _QUICK.get(node.target, node.target)
+        self.module = fx.GraphModule({}, graph)
+        self._function = type(self.module).forward
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._function(self.module, *arguments, *self.weights)
 
 
-def _prefix(p: _Program) -> tuple[fx.GraphModule, int]:
+def _prefix(p: _Program) -> tuple[Part, int]:
     graph, env = fx.Graph(), dict[Node, Node]()
     needed, waiting = set(), list(p.frontier)
     while waiting:
@@ -180,7 +201,7 @@ def _prefix(p: _Program) -> tuple[fx.GraphModule, int]:
         if node.op == "placeholder" or node in needed:
             env[node] = graph.node_copy(node, env.__getitem__)
     graph.output(tuple(env[node] for node in p.frontier))
-    return _module(p, graph), sum(node.op == "call_function" and node not in p.sizes for node in needed)
+    return Part(graph, p.program.weights), sum(node.op == "call_function" and node not in p.sizes for node in needed)
 
 
 def _row_axes(p: _Program, prefix: Callable[..., Any]) -> dict[Node, int | None] | None:
@@ -208,7 +229,7 @@ def _row_axes(p: _Program, prefix: Callable[..., Any]) -> dict[Node, int | None]
     return axes
 
 
-def _suffix(p: _Program, roots: list[tuple[int, int]], axes: dict[Node, int | None] | None) -> fx.GraphModule:
+def _suffix(p: _Program, roots: list[tuple[int, int]], axes: dict[Node, int | None] | None) -> Part:
     """The suffix in its mapped form, or, given the row axes of the frontier, in its folded form."""
     folded = axes is not None
     graph, env = fx.Graph(), dict[Node, Any]()
@@ -256,7 +277,7 @@ def _suffix(p: _Program, roots: list[tuple[int, int]], axes: dict[Node, int | No
             lookup(node)
     graph.output(tuple(lookup(node) for node in p.outputs))
     graph.eliminate_dead_code()
-    return _module(p, graph)
+    return Part(graph, p.program.weights)
 
 
 def _argument(value: Any, lookup: Callable[[Node], Any]) -> Any:
@@ -379,6 +400,21 @@ _APPLY: dict[tuple[Any, bool], Callable[..., Tensor]] = {
     (scale, True): _scale_folded,
     (alpha_scale, False): _alpha,
     (alpha_scale, True): _alpha_folded,
+}
+
+# the same operations by a shorter way from Python
+_QUICK: dict[Any, Callable[..., Any]] = {
+    aten.add.Tensor: torch.add,
+    aten.conv2d.default: torch.conv2d,
+    aten.layer_norm.default: torch.layer_norm,
+    aten.linear.default: torch.nn.functional.linear,
+    aten.matmul.default: torch.matmul,
+    aten.max_pool2d.default: torch.max_pool2d,
+    aten.mul.Tensor: torch.mul,
+    aten.relu.default: torch.relu,
+    aten.reshape.default: torch.reshape,
+    aten.sym_size.int: Tensor.size,
+    aten.transpose.int: torch.transpose,
 }
 
 _MAPPED: dict[Any, Any] = {

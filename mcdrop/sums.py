@@ -1,79 +1,144 @@
-"""Power sums of what the passes return: added block by block, merged, turned into moments.
+"""Mean and central sums of what the passes return: added block by block, merged, turned into moments.
 
-Values are taken relative to those of the first pass seen, and summed in float64. So 1e4 plus or minus 0.01 keeps its
-spread, equal passes give a variance of exactly 0, and the order and size of the chunks show in the last digits of
-float64 only. The loss is (distance of the first pass from the mean / spread)^2 x 1e-16: nothing, unless the first
-pass lies ten thousand standard deviations out.
+A block of passes is summed about its own mean in float64, and two sets of passes are joined by the formulas of Chan et
+al. (1979) and Pébay (2008, SAND2008-6212). So 1e4 plus or minus 0.01 keeps its spread, equal passes give a variance of
+exactly 0, and the order and size of the chunks show in the last digits of float64 only.
 
 Shapes are (passes, *shape) for values and *shape for the state. `place` is the part of the state that a block of values
 belongs to, so that huge outputs can be added piece by piece.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from math import comb
+from typing import Self
 
 import torch
 from torch import Tensor
 
-__all__ = ["GROUPS", "GroupSums", "Place", "PowerSums", "jackknife_standard_error"]
+__all__ = ["GROUPS", "CentralSums", "CrossSums", "GroupSums", "Place", "jackknife_standard_error"]
 
 GROUPS = 16  # of passes, by index modulo 16, for the jackknife
 Place = tuple[slice, ...]  # () is everything
 
+_FEW = 4096  # numbers of which one call makes mean and variance faster than five
 
-class PowerSums:
-    """Sums of the powers 1 to `order` of values - reference, element by element."""
+
+class _Sums(ABC):
+    """What is kept about passes, and how that of two sets of passes is joined.
+
+    Attributes:
+        shape: of what is added, without passes.
+        state: what is kept, number by number, each of `shape` in float64.
+    """
+
+    state: list[Tensor]
+    kept: int
+
+    def __init__(self, shape: Sequence[int], *, device: torch.device) -> None:
+        self.shape, self._device = tuple(shape), device
+
+    @abstractmethod
+    def _of(self, *values: Tensor) -> list[Tensor]:
+        """What is kept about one block of float64 values (passes, ...)."""
+
+    @abstractmethod
+    def _joined(self, a: Sequence[Tensor], na: int, b: Sequence[Tensor], nb: int) -> list[Tensor]:
+        """What is kept about `na` and `nb` passes together."""
+
+    def add(self, *values: Tensor, place: Place, before: int) -> None:
+        """Add values (passes, ...) at `place`, where `before` passes have been added so far."""
+        block = self._of(*(each.double() for each in values))
+        if not place and not before:
+            self.state = block
+            return
+        if not hasattr(self, "state"):
+            self.state = [torch.empty(self.shape, dtype=torch.float64, device=self._device) for _ in range(self.kept)]
+        mine = [each[place] for each in self.state]
+        joined = self._joined(mine, before, block, len(values[0])) if before else block
+        for kept, value in zip(mine, joined, strict=True):
+            kept.copy_(value)
+
+    def merge(self, other: Self, mine: int, theirs: int) -> None:
+        """Add what `other` keeps about `theirs` passes to this about `mine`; `other` stays as it is."""
+        self.state = self._joined(self.state, mine, other.state, theirs)
+
+
+class CentralSums(_Sums):
+    """Means, and sums over passes of the powers 2 to `order` (2 or 4) of the deviations from them."""
 
     def __init__(self, shape: Sequence[int], *, order: int, device: torch.device) -> None:
-        self.reference = torch.empty(tuple(shape), dtype=torch.float64, device=device)
-        self.sums = torch.zeros((order, *shape), dtype=torch.float64, device=device)
+        super().__init__(shape, device=device)
+        self.kept = order
 
-    def add(self, values: Tensor, place: Place, *, first: bool) -> Tensor:
-        """Add values (passes, ...) to the sums at `place` and return values - reference, which the `first` ones set."""
-        reference = self.reference[place]
-        if first:
-            reference.copy_(values[0])
-        power = deviations = values - reference  # float64
-        for exponent, sums in enumerate(self.sums):
-            if exponent:
-                power = power * deviations
-            sums[place].add_(power.sum(dim=0))
-        return deviations
-
-    def rebase(self, reference: Tensor, count: int) -> None:
-        """Make the sums, of `count` passes, relative to another reference: binomial theorem."""
-        shift = self.reference - reference
-        powers = [torch.full_like(shift, count), *self.sums.clone()]  # power 0 first
-        for k, sums in enumerate(self.sums, start=1):
-            for j in range(k):
-                sums.add_(comb(k, j) * shift.pow(k - j) * powers[j])
-        self.reference = reference.clone()
-
-    def copy(self) -> "PowerSums":
-        twin = object.__new__(PowerSums)
-        twin.reference, twin.sums = self.reference.clone(), self.sums.clone()
-        return twin
-
-    def merge(self, other: "PowerSums", count: int) -> None:
-        """Add the sums of `other`, which saw `count` passes; `other` stays as it is."""
-        theirs = other.copy()
-        theirs.rebase(self.reference, count)
-        self.sums += theirs.sums
-
-    def mean(self, count: int) -> Tensor:
-        return torch.add(self.reference, self.sums[0], alpha=1 / count)
+    @property
+    def mean(self) -> Tensor:
+        return self.state[0]
 
     def variance(self, count: int) -> Tensor:
         """Over passes, ddof 1."""
-        first, second = self.sums[0], self.sums[1]
-        return torch.addcmul(second, first, first, value=-1 / count).div_(count - 1).clamp_min_(0)
+        return self.state[1] / (count - 1)
 
     def variance_of_variance(self, count: int) -> Tensor:
         """Squared standard error of `variance`: (mu4 - s^4 (N-3)/(N-1)) / N. Needs order 4."""
-        first, second, third, fourth = (self.sums / count).unbind()
-        fourth_central = fourth - 4 * first * third + 6 * first.square() * second - 3 * first.pow(4)
         spread = self.variance(count).square() * ((count - 3) / (count - 1))
-        return (fourth_central - spread).clamp_min_(0).div_(count)
+        return (self.state[3] / count - spread).clamp_min_(0).div_(count)
+
+    def _of(self, *values: Tensor) -> list[Tensor]:
+        if self.kept == 2 and 0 < values[0].numel() <= _FEW:
+            variance, mean = torch.var_mean(values[0], 0, correction=0)
+            return [mean, variance.mul_(len(values[0]))]
+        mean, power = _centered(values[0])
+        sums, deviations = [mean], power
+        for _ in range(2, self.kept + 1):
+            power = power * deviations
+            sums.append(power.sum(0))
+        return sums
+
+    def _joined(self, a: Sequence[Tensor], na: int, b: Sequence[Tensor], nb: int) -> list[Tensor]:
+        n, d = na + nb, b[0] - a[0]
+        joined = [a[0] + d * (nb / n), a[1] + b[1] + d**2 * (na * nb / n)]
+        if self.kept > 2:
+            joined.append(a[2] + b[2] + d**3 * (na * nb * (na - nb) / n**2) + 3 * d * (na * b[1] - nb * a[1]) / n)
+            fourth = a[3] + b[3] + d**4 * (na * nb * (na**2 - na * nb + nb**2) / n**3)
+            fourth += 6 * (d / n) ** 2 * (na**2 * b[1] + nb**2 * a[1]) + 4 * d * (na * b[2] - nb * a[2]) / n
+            joined.append(fourth)
+        return joined
+
+
+class CrossSums(_Sums):
+    """How the square of one value goes with another: sums of d^2 v, d and v the deviations from their means.
+
+    Kept are the means of both, and the sums of d^2, d v and d^2 v.
+    """
+
+    kept = 5
+
+    def covariance(self, count: int) -> Tensor:
+        """Of d^2 with v, over passes."""
+        return self.state[4] / count
+
+    def _of(self, *values: Tensor) -> list[Tensor]:
+        (mean, d), (other_mean, v) = map(_centered, values)
+        square = d.square()
+        return [mean, other_mean, square.sum(0), (d * v).sum(0), (square * v).sum(0)]
+
+    def _joined(self, a: Sequence[Tensor], na: int, b: Sequence[Tensor], nb: int) -> list[Tensor]:
+        n, d, v = na + nb, b[0] - a[0], b[1] - a[1]
+        weight = na * nb / n
+        third = a[4] + b[4] + d**2 * v * (weight * (na - nb) / n)
+        third += (2 * d * (na * b[3] - nb * a[3]) + v * (na * b[2] - nb * a[2])) / n
+        return [
+            a[0] + d * (nb / n), a[1] + v * (nb / n),
+            a[2] + b[2] + d**2 * weight, a[3] + b[3] + d * v * weight, third,
+        ]  # fmt: skip
+
+
+def _centered(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean over passes, without rounding where they are equal, and the deviations from it."""
+    first = values[0]
+    deviations = values - first
+    shift = deviations.mean(0)
+    return first + shift, deviations.sub_(shift)
 
 
 class GroupSums:
@@ -86,10 +151,9 @@ class GroupSums:
         """Add values (passes, ...) of passes that belong to `groups` (passes,)."""
         self.sums[(slice(None), *place)].index_add_(0, groups, values.to(self.sums.dtype))
 
-    def merge(self, other: "GroupSums", shift: Tensor | float, counts: Sequence[int]) -> None:
-        """Add the sums of `other`, whose groups hold `counts` passes and whose values are to be moved by `shift`."""
-        for group, count in enumerate(counts):
-            self.sums[group] += other.sums[group] + count * shift
+    def merge(self, other: "GroupSums") -> None:
+        """Add the sums of `other`, which stays as it is."""
+        self.sums += other.sums
 
 
 def jackknife_standard_error(estimate: Tensor, left_out: Tensor, counts: Sequence[int]) -> Tensor:

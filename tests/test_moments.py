@@ -1,6 +1,8 @@
 """Streaming statistics against naive float64 loops, in any chunks, and their standard errors against repetition."""
 
+import copy
 import math
+import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -539,3 +541,39 @@ def test_only_like_and_disjoint_accumulators_merge() -> None:
     other.update((draw(1, 3),), range(9, 10))
     with pytest.raises(SettingError, match="cannot be merged"):
         first.merge(other)
+
+
+# ---- what is put off until it is read
+
+
+@pytest.mark.parametrize("name", ["classification", "binary"])
+def test_a_prediction_stays_what_it_was_although_it_is_read_later(name: str) -> None:
+    logits, task = draw(40, 3, 4), Task(name)
+    sums = accumulator(task, num_samples=40)
+    sums.update((logits[:16],), range(16))
+    early = sums.prediction(seed=0)
+    sums.update((logits[16:],), range(16, 40))
+    whole = sums.prediction(seed=0)
+    for got, count in ((early, 16), (whole, 40)):
+        want = predict(task, logits[:count])
+        for field in FIELDS[name]:
+            torch.testing.assert_close(getattr(got, field), getattr(want, field), msg=_named(field))
+
+
+@pytest.mark.parametrize("rows", [3, 500])  # few numbers are kept until they are read, many are counted at once
+def test_what_is_put_off_is_the_same_in_pieces(rows: int) -> None:
+    logits, task = draw(24, rows, 10), Task("classification")
+    whole, pieced = predict(task, logits), predict(task, logits, pieces(24, 5))
+    assert torch.equal(whole.votes, pieced.votes)
+    assert whole.votes.sum(-1).unique().tolist() == [24]
+    torch.testing.assert_close(whole.expected_entropy, pieced.expected_entropy)
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_a_prediction_survives_pickle_and_copy(read: bool) -> None:
+    prediction = predict(Task("classification"), draw(8, 3, 4))
+    if read:
+        assert prediction.votes.sum() == 24
+    for twin in (pickle.loads(pickle.dumps(prediction)), copy.deepcopy(prediction)):
+        for field in FIELDS["classification"]:
+            assert torch.equal(getattr(twin, field), getattr(prediction, field)), field

@@ -1,13 +1,15 @@
 """Prefix and suffix: where the cut falls, and that every way to compute passes gives the same."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from mcdrop import MCDropout
 from mcdrop.engine import GraphEngine
+from mcdrop.split import split
 
 
 def graph(mc: MCDropout) -> GraphEngine:
@@ -144,3 +146,23 @@ def test_memory_of_a_pass_is_measured() -> None:
     once = graph(mc).bytes_per_pass([torch.randn(5, 4)])
     assert 400 <= once <= 4000
     assert graph(mc).bytes_per_pass([torch.randn(1, 4)]) == once
+
+
+def test_convolutions_have_their_weights_channels_last_on_a_cpu(tmp_path: Path) -> None:
+    network = convolution()
+    mc = MCDropout(network, torch.randn(2, 1, 4, 4), task="classification")
+    mc.save(tmp_path / "model")
+    for each in (mc, MCDropout.load(tmp_path / "model"), mc.to("cpu")):
+        program = graph(each).program
+        weight = next(weight for weight in program.weights.values() if weight.ndim == 4)
+        assert weight.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(weight, network[0].weight)
+    assert network[0].weight.stride() == nn.Conv2d(1, 3, 3).weight.stride()
+
+
+def test_a_part_takes_its_weights_along_and_runs_as_its_graph() -> None:
+    program = graph(MCDropout(convolution(), torch.randn(2, 1, 4, 4), task="classification")).program
+    part = split(program).prefix
+    x = torch.randn(3, 1, 4, 4)
+    assert len(part.weights) == 4
+    torch.testing.assert_close(part(x), fx.Interpreter(part.module).run(x, *part.weights))
