@@ -6,12 +6,16 @@ from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
 
+from mcdrop.sampling import Run
 from service.dependencies import ERRORS, Models
 from service.errors import ClientGoneError, MediaTypeError
+from service.model import ServedModel
 from service.registry import Registry
 from service.wire import PredictAnswer, PredictRequest, decode
 
 Result = TypeVar("Result")
+
+_LARGE = 2**16  # bytes of JSON that are read in a thread of their own, beside the event loop
 
 router = APIRouter(tags=["predict"], responses=ERRORS)
 
@@ -45,10 +49,16 @@ async def _predict(name: str | None, request: Request, models: Registry) -> Resp
     """Never computes: the scheduler's thread does, so the event loop stays free."""
     model = models.get(name)
     _check_media_type(request)
-    asked = decode(await request.body())
-    run = model.start(asked)
+    body = await request.body()
+    asked, run = await asyncio.to_thread(_read, model, body) if len(body) > _LARGE else _read(model, body)
     answer = await _unless_gone(request, models.scheduler.finish(model.answer(run, asked)))
     return Response(answer, media_type="application/json")
+
+
+def _read(model: ServedModel, body: bytes) -> tuple[PredictRequest, Run]:
+    """What is asked, and a run for it; takes a while for many numbers."""
+    asked = decode(body)
+    return asked, model.start(asked)
 
 
 def _check_media_type(request: Request) -> None:
