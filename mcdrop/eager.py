@@ -151,7 +151,8 @@ class _Draws(TorchDispatchMode):
         if answer is not None:
             bound = {a.name: a.default_value for a in func._schema.arguments if a.has_default_value()}
             bound |= {a.name: value for a, value in zip(func._schema.arguments, args, strict=False)} | kwargs
-            return answer(self.supply, bound, lambda: func(*args, **kwargs))
+            answered = answer(self.supply, bound, lambda: func(*args, **kwargs))
+            return answered if bound.get("out") is None else bound["out"].copy_(answered)
         raise UnsupportedRandomnessError(
             f"{func} at {_caller()} draws random numbers by a law that mcdrop does not know. Known are dropout in all "
             "its forms, bernoulli, uniform and normal draws; write the noise with one of them, or switch it off in "
@@ -190,6 +191,15 @@ def _new(law: str) -> Callable[..., Any]:
         return supply.next(law, size, 0.0, torch.device(device)).to(dtype)
 
     return answer
+
+
+def _normal(supply: Supply, a: dict[str, Any], run: Callable[[], Any]) -> Any:
+    mean, std = a["mean"], a["std"]
+    if "size" in a:
+        return _new("normal")(supply, a, run) * std + mean
+    tensors = [x for x in (mean, std) if isinstance(x, Tensor)]
+    shape = torch.broadcast_shapes(*(x.shape for x in tensors))
+    return (supply.next("normal", shape, 0.0, tensors[0].device) * std + mean).to(tensors[0].dtype)
 
 
 def _bernoulli(supply: Supply, a: dict[str, Any], run: Callable[[], Any]) -> Any:
@@ -240,6 +250,7 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
     aten.randn: _new("normal"),
     aten.randn_like: _new("normal"),
     aten.normal_: _fill("normal", "mean", "std"),
+    aten.normal: _normal,
     aten.exponential_: _exponential_,
     aten.rrelu_with_noise: _if_switched_off("training"),
     aten.rrelu_with_noise_: _if_switched_off("training"),

@@ -107,6 +107,15 @@ class _Rewriter:
     def sizes(self, x: Node) -> list[Any]:
         return [self.size(x, axis) for axis in range(x.meta["val"].ndim)]
 
+    def broadcast_sizes(self, tensors: list[Node]) -> list[Any]:
+        """The sizes of the shape to which `tensors` broadcast."""
+        sizes: list[Any] = [1] * max(x.meta["val"].ndim for x in tensors)
+        for x in tensors:
+            for axis, length in enumerate(x.meta["val"].shape, start=len(sizes) - x.meta["val"].ndim):
+                if not (isinstance(length, int) and length == 1):
+                    sizes[axis] = self.size(x, axis - len(sizes))
+        return sizes
+
     def site(self, kind: str, *, p: float | None = None, law: Law = "bernoulli", scale: float = 1.0) -> int:
         """Record an active site; its provisional number."""
         self.found.append(Found(kind, p, law, scale, path_of(self.node), source_of(self.node)))
@@ -299,6 +308,16 @@ def _numbers(kind: Law, low: str = "", high: str = "") -> Callable[[_Rewriter], 
     return rewrite
 
 
+def _normal(r: _Rewriter) -> Node:
+    """`torch.normal`: a standard normal draw times `std` plus `mean`, each a number or a tensor, broadcast."""
+    mean, std = r.args["mean"], r.args["std"]
+    tensors = [x for x in (mean, std) if isinstance(x, fx.Node)]
+    sizes = r.broadcast_sizes(tensors) if tensors else list(r.args["size"])
+    drawn = r.call(aten.mul.Tensor, r.draw(r.site("normal", law="normal"), sizes), std)
+    dtype = next((x.meta["val"].dtype for x in tensors), r.node.meta["val"].dtype)  # the first one's, without promotion
+    return r.call(aten._to_copy.default, r.call(aten.add.Tensor, drawn, mean), dtype=dtype)
+
+
 def _exponential(r: _Rewriter) -> Node:
     """Exponential numbers from uniform ones, as Gumbel noise uses them."""
     target = r.args["self"]
@@ -335,6 +354,7 @@ TABLE: dict[Any, tuple[Callable[[_Rewriter], Node], bool]] = {  # operation -> i
     aten.randn: (_numbers("normal"), False),
     aten.randn_like: (_numbers("normal"), False),
     aten.normal_: (_numbers("normal", "mean", "std"), True),
+    aten.normal: (_normal, False),
     aten.exponential_: (_exponential, True),
     aten.rrelu: (_leaky, False),
     aten.rrelu_: (_leaky, True),
@@ -364,8 +384,9 @@ def expose(module: fx.GraphModule) -> list[Found]:
                 replacement = rewrite(r)
                 if replacement is node:
                     continue
-                if in_place and replacement is not node.args[0]:
-                    replacement = r.call(aten.copy_.default, node.args[0], replacement)
+                into = node.args[0] if in_place else r.args.get("out")
+                if into not in (None, replacement):
+                    replacement = r.call(aten.copy_.default, into, replacement)
             if not replacement.meta:
                 replacement.meta = dict(node.meta)
             node.replace_all_uses_with(replacement)

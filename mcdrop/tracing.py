@@ -50,7 +50,7 @@ def trace(network: nn.Module, example: Sequence[Tensor], specs: tuple[InputSpec,
 
 def _export(network: nn.Module, example: Sequence[Tensor], specs: tuple[InputSpec, ...]) -> tuple[Any, list[Found]]:
     dynamic = _dynamic_shapes(specs)
-    with EXPORT_LOCK, _quiet(), _explicit_causal_masks(), torch.no_grad():
+    with EXPORT_LOCK, _quiet(), _explicit_causal_masks(), _trusted_distributions(), torch.no_grad():
         try:
             exported = torch.export.export(network, tuple(example), dynamic_shapes=(dynamic,), strict=False)
             found = expose(exported.graph_module)
@@ -98,6 +98,13 @@ def _explicit_causal_masks() -> Iterator[None]:
     """`nn.TransformerEncoder` looks into its mask to see whether it is causal; a tracer cannot. A mask is a mask."""
     detect = "torch.nn.modules.transformer._detect_is_causal_mask"
     with mock.patch(detect, lambda mask, is_causal=None, size=None: is_causal is True):
+        yield
+
+
+@contextlib.contextmanager
+def _trusted_distributions() -> Iterator[None]:
+    """`torch.distributions` checks the values of its arguments, which a tracer does not have."""
+    with mock.patch.object(torch.distributions.Distribution, "_validate_args", False):
         yield
 
 

@@ -91,6 +91,29 @@ def exponential_noise(x: Tensor, training: bool) -> Tensor:
     return x * torch.empty_like(x).exponential_(1.5) if training else x
 
 
+def normal_of_tensors(x: Tensor, training: bool) -> Tensor:
+    return torch.normal(x, torch.linspace(0.1, 0.5, x.shape[1], dtype=torch.float64)) if training else x
+
+
+def normal_of_numbers(x: Tensor, training: bool) -> Tensor:
+    return x * torch.normal(1.0, 0.3, x.shape) * torch.normal(1.0, x.new_full((1, 8), 0.2)) if training else x
+
+
+def normal_about_a_tensor(x: Tensor, training: bool) -> Tensor:
+    return torch.normal(x, 0.3, out=torch.empty_like(x)) if training else x
+
+
+def reparametrised(x: Tensor, training: bool) -> Tensor:
+    law = torch.distributions.Normal(x, F.softplus(x))
+    return law.rsample() * law.sample() if training else law.mean**2
+
+
+def drawn_into(x: Tensor, training: bool) -> Tensor:
+    noise = torch.empty_like(x)
+    torch.rand(x.shape, out=noise)  # only what it wrote counts
+    return x + noise - 0.5 if training else x
+
+
 class BernoulliRates(nn.Module):
     """Every unit has a rate of its own, kept in a parameter (as concrete dropout learns them)."""
 
