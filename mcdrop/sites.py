@@ -164,6 +164,9 @@ def _dropout(kind: str) -> Callable[[_Rewriter], Node]:
         x, p = r.args["input"] if "input" in r.args else r.args["self"], float(r.args["p"])
         if r.switched_off(kind, p, bool(r.args["train"])):
             return x
+        if 0 in x.meta["val"].shape:
+            r.inactive(kind, p, _EMPTY)
+            return x
         if p == 1:  # PyTorch draws nothing here either
             r.inactive(kind, p, "p is 1: its output is always 0, nothing is drawn")
             nothing = r.call(aten.zeros.default, [1] * x.meta["val"].ndim, device=x.meta["val"].device)
@@ -180,12 +183,18 @@ def _dropout(kind: str) -> Callable[[_Rewriter], Node]:
     return rewrite
 
 
+_EMPTY = "its input has no element: nothing is drawn"
+
+
 def _attention(r: _Rewriter) -> Node:
     """Scaled dot product attention (Vaswani et al. 2017, eq. 1), with its dropout on the weights made visible."""
     a = r.args
     p = float(a["dropout_p"])
     if p == 0:
         return r.node
+    if any(0 in a[name].meta["val"].shape for name in ("query", "key", "value")):
+        r.inactive("attention_dropout", p, _EMPTY)
+        return r.call(r.node.target, **{**a, "dropout_p": 0.0})
     query, key, value, mask = a["query"], a["key"], a["value"], a["attn_mask"]
     factor = a["scale"] if a["scale"] is not None else 1 / math.sqrt(query.meta["val"].shape[-1])
     if a["enable_gqa"]:

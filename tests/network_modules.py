@@ -114,6 +114,16 @@ def drawn_into(x: Tensor, training: bool) -> Tensor:
     return x + noise - 0.5 if training else x
 
 
+def empty_slices(x: Tensor, training: bool) -> Tensor:
+    """Dropout of no elements draws nothing, and attention to no keys gives zeros."""
+    none = F.dropout(x[:, 8:], P, training)
+    F.alpha_dropout(x[:0], P, training, inplace=True)
+    F.dropout1d(x[:, 8:, None], P, training)
+    query = x[:, None]  # (batch, 1, 8)
+    seen = F.scaled_dot_product_attention(query, query[:, :0], query[:, :0], dropout_p=P if training else 0.0)
+    return F.dropout(torch.cat([x, none], 1) + seen[:, 0], P, training)
+
+
 class BernoulliRates(nn.Module):
     """Every unit has a rate of its own, kept in a parameter (as concrete dropout learns them)."""
 

@@ -163,6 +163,7 @@ PLAIN = (
     Network("F.dropout", head(m.dropout), VECTOR),
     Network("F.dropout in place, result unused", head(m.dropout_in_place), VECTOR),
     Network("F.dropout in place on a view", head(m.dropout_in_place_on_a_view), VECTOR),
+    Network("F.dropout of empty slices", head(m.empty_slices), VECTOR, inactive=4),
     Network("F.dropout always on", head(m.dropout_always_on), VECTOR, always=True),
     Network(
         "three nested, one with p = 0",
