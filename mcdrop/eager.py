@@ -277,8 +277,17 @@ class _Skip(TorchFunctionMode):
 
 @contextlib.contextmanager
 def drawing(supply: Supply) -> Iterator[None]:
-    """Inside, every draw on this thread comes from `supply`. Attention and cuDNN keep to forms whose draws show."""
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False), _Draws(supply):
+    """Inside, every draw on this thread comes from `supply`.
+
+    Compiled parts run as they were written, attention and cuDNN keep to forms whose draws show.
+    """
+    with (
+        torch.no_grad(),
+        torch.compiler.set_stance("force_eager"),
+        sdpa_kernel(SDPBackend.MATH),
+        torch.backends.cudnn.flags(enabled=False),
+        _Draws(supply),
+    ):
         yield
 
 

@@ -42,13 +42,19 @@ def private_copy(model: nn.Module) -> nn.Module:
 
 
 def _rebound(function: types.FunctionType, memo: dict[int, Any]) -> types.FunctionType:
-    """A function that closes over parts of the original, closing over their copies instead."""
+    """A function that closes over parts of the original, or their methods, closing over their copies instead."""
     cells = [cell.cell_contents for cell in function.__closure__ or () if _filled(cell)]
-    if not any(isinstance(content, nn.Module | Tensor) and id(content) in memo for content in cells):
+    owners = [content.__self__ if inspect.ismethod(content) else content for content in cells]
+    if not any(isinstance(owner, nn.Module | Tensor) and id(owner) in memo for owner in owners):
         return function
+
+    def twin_of(content: Any) -> Any:
+        if inspect.ismethod(content):
+            return types.MethodType(content.__func__, memo.get(id(content.__self__), content.__self__))
+        return memo.get(id(content), content)
+
     closure = tuple(
-        types.CellType(memo.get(id(cell.cell_contents), cell.cell_contents)) if _filled(cell) else cell
-        for cell in function.__closure__ or ()
+        types.CellType(twin_of(cell.cell_contents)) if _filled(cell) else cell for cell in function.__closure__ or ()
     )
     twin = types.FunctionType(
         function.__code__, function.__globals__, function.__name__, function.__defaults__, closure

@@ -50,7 +50,14 @@ def trace(network: nn.Module, example: Sequence[Tensor], specs: tuple[InputSpec,
 
 def _export(network: nn.Module, example: Sequence[Tensor], specs: tuple[InputSpec, ...]) -> tuple[Any, list[Found]]:
     dynamic = _dynamic_shapes(specs)
-    with EXPORT_LOCK, _quiet(), _explicit_causal_masks(), _trusted_distributions(), torch.no_grad():
+    with (
+        EXPORT_LOCK,
+        _quiet(),
+        _explicit_causal_masks(),
+        _trusted_distributions(),
+        torch.no_grad(),
+        torch.compiler.set_stance("force_eager"),
+    ):
         try:
             exported = torch.export.export(network, tuple(example), dynamic_shapes=(dynamic,), strict=False)
             found = expose(exported.graph_module)

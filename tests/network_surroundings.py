@@ -152,6 +152,26 @@ class OldWeightNorm(nn.Module):
         return self.outer(self.dropout(F.relu(self.inner(x))))
 
 
+class Compiled(nn.Module):
+    """Compiled by `torch.compile` and run once. `form` says what: the "whole" in place, a "part", its "forward"."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.middle: nn.Module = nn.Sequential(nn.ReLU(), nn.Dropout(P))
+        if form == "whole":
+            self.compile(backend="eager")
+        elif form == "part":
+            self.middle = torch.compile(self.middle, backend="eager")
+        else:
+            self.forward = torch.compile(self.forward, backend="eager")
+        with torch.no_grad():
+            self(torch.zeros(2, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer(F.dropout(self.middle(self.inner(x)), P, self.training))
+
+
 # To be refused
 
 

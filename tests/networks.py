@@ -291,6 +291,10 @@ BESIDE = (
     Network("old spectral norm", old_spectral_norm, VECTOR, frozen=("0",)),
     Network("spectral norm", new_spectral_norm, VECTOR, frozen=("0.parametrizations.weight.0",)),
     Network("old weight norm, not copyable", old_weight_norm, VECTOR),
+    *(
+        Network(f"torch.compile of {what}", lambda form=form: around.Compiled(form), VECTOR, sites=2)
+        for form, what in (("whole", "the whole, in place"), ("part", "a part"), ("forward", "forward"))
+    ),
 )
 
 ATTENTION = (
