@@ -35,10 +35,20 @@ def private_copy(model: nn.Module) -> nn.Module:
             memo.clear()
             twin = _copied(model, memo)
         for module in twin.modules():
+            if isinstance(module, nn.RNNBase):
+                module.__dict__["_update_flat_weights"] = types.MethodType(_read_weights, module)
             for name, value in list(vars(module).items()):
                 if isinstance(value, types.FunctionType):
                     module.__dict__[name] = _rebound(value, memo)
     return twin
+
+
+def _read_weights(rnn: Any) -> None:
+    """`nn.RNNBase._update_flat_weights`, but reading each weight once.
+
+    PyTorch reads a weight up to four times per call, and each time a parametrization that draws draws again.
+    """
+    rnn._flat_weights = [getattr(rnn, name, None) for name in rnn._flat_weights_names]
 
 
 def _rebound(function: types.FunctionType, memo: dict[int, Any]) -> types.FunctionType:

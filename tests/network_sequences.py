@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from network_modules import P
 
@@ -208,6 +209,37 @@ class Recurrent(nn.Module):
         out, last = rnn(x if rnn.batch_first else x.transpose(0, 1), initial)
         last = last[0] if rnn.mode == "LSTM" else last
         return self.head(out.mean(1 if rnn.batch_first else 0)) + last.sum((0, 2))[:, None]
+
+
+class WeightDropout(nn.Module):
+    """A parametrization that draws: DropConnect on the weight it stands on."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return F.dropout(weight, P, self.training)
+
+
+def weight_dropped(kind: type[nn.RNNBase], *names: str, **keywords: object) -> nn.Module:
+    """A recurrent network whose weights `names` are dropped by parametrizations."""
+    model = Recurrent(kind, **keywords)
+    for name in names:
+        parametrize.register_parametrization(model.rnn, name, WeightDropout())
+    return model
+
+
+class WeightDrop(nn.Module):
+    """AWD-LSTM's: the recurrent weight is a tensor that every call assigns anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Recurrent(nn.LSTM, num_layers=1, dropout=0.0)
+        weight = self.inner.rnn.weight_hh_l0
+        del self.inner.rnn.weight_hh_l0
+        self.raw = nn.Parameter(weight.detach())
+        self.inner.rnn.weight_hh_l0 = weight.detach().clone()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.inner.rnn.weight_hh_l0 = F.dropout(self.raw, P) if self.training else self.raw.clone()
+        return self.inner(x)
 
 
 class Variational(nn.Module):

@@ -120,6 +120,12 @@ def old_weight_norm() -> nn.Module:
     return model
 
 
+def recurrent_weight_norm() -> nn.Module:
+    model = seq.Recurrent(nn.RNN)
+    nn.utils.parametrizations.weight_norm(model.rnn, "weight_hh_l0")
+    return model
+
+
 def hugging_face(kind: str, attention: str) -> nn.Module:
     """A tiny classifier of random weights, `attention` "eager" or "sdpa"."""
     import transformers
@@ -347,6 +353,15 @@ RECURRENT = (
         STEPS,
     ),
     Network("nn.GRU, initial state", lambda: seq.Recurrent(nn.GRU, state=True, bidirectional=True), STEPS),
+    Network("nn.LSTM, dropped recurrent weight", lambda: seq.weight_dropped(nn.LSTM, "weight_hh_l0"), STEPS, sites=2),
+    Network(
+        "nn.GRU, three dropped weights",
+        lambda: seq.weight_dropped(nn.GRU, "weight_hh_l0", "weight_ih_l1", "weight_hh_l1_reverse", bidirectional=True),
+        STEPS,
+        sites=4,
+    ),
+    Network("nn.RNN, weight norm", recurrent_weight_norm, STEPS),
+    Network("weight dropped by hand", seq.WeightDrop, STEPS),
     Network("locked dropout, batch first", lambda: seq.Variational(True), STEPS),
     Network("locked dropout, length first", lambda: seq.Variational(False), STEPS),
 )
