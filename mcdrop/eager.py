@@ -105,7 +105,7 @@ class Traced(Neutral):
 
 
 class Given(Supply):
-    """Draws made before: `values[n]` for the n-th, None where it does not matter."""
+    """Draws made before: `values[n]` for the n-th, None where it does not matter; ones where the shape is another."""
 
     def __init__(self, values: Sequence[Tensor | None]) -> None:
         super().__init__()
@@ -113,9 +113,9 @@ class Given(Supply):
 
     def make(self, index: int, law: str, shape: tuple[int, ...], p: float, device: torch.device) -> Tensor:
         value = self.values[index] if index < len(self.values) else None
-        if value is None:
+        if value is None or tuple(value.shape) != shape:
             return torch.ones(shape, device=device)
-        return (value != 0).float().expand(shape) if law == "bernoulli" else value.expand(shape)
+        return (value != 0).float() if law == "bernoulli" else value
 
 
 class Seeded(Supply):

@@ -259,6 +259,24 @@ def test_graph_engine_says_why_not(network: Network) -> None:
         MCDropout(network.build(), network.example(2), task="classification", engine="graph")
 
 
+@pytest.mark.parametrize(("width", "message"), [(6, "a site was lost or changed"), (5, r"draw 0 has shape \(3, 5\)")])
+def test_a_program_that_draws_otherwise_is_refused(width: int, message: str) -> None:
+    class Hides(nn.Module):
+        """Drops once more where no tracer looks."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training and not torch.compiler.is_exporting():
+                x = torch.cat([nn.functional.dropout(x[:, :width], 0.5), x[:, width:]], 1)
+            return self.layer(nn.functional.dropout(x, 0.5, self.training))
+
+    with pytest.raises(errors.CaptureError, match=message):
+        MCDropout(Hides(), torch.randn(3, 6), task="classification")
+
+
 def test_errors_of_the_network_keep_their_type() -> None:
     class Broken(nn.Module):
         def __init__(self) -> None:
