@@ -365,9 +365,8 @@ def _rows_join(engine: GraphEngine, rows: list[Tensor]) -> bool:
         engine.prepare([row[i : i + 1] if spec.batched else row for row, spec in zip(rows, specs, strict=True)])
         for i in range(3)
     ]
-    engine.joins = True
-    joined = engine.join(single) or []
-    return all(same(a, b, rounding(engine.program)) for a, b in zip(joined, engine.prepare(rows), strict=True))
+    pairs = zip(engine.join(single), engine.prepare(rows), strict=True)
+    return all(same(a, b, rounding(engine.program)) for a, b in pairs)
 
 
 def _fastest_proved(engine: GraphEngine, rows: list[Tensor]) -> Mode:

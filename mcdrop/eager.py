@@ -329,7 +329,7 @@ class EagerEngine:
     """
 
     kind = "eager"
-    merges = False
+    merges = joins = False
     lock = threading.RLock()  # of all eager engines: they set global state while they run
 
     def __init__(
@@ -342,8 +342,8 @@ class EagerEngine:
     def prepare(self, inputs: Sequence[Tensor], budget: int | None = None) -> list[Tensor]:
         return []
 
-    def join(self, prepared: Sequence[list[Tensor]]) -> list[Tensor] | None:
-        return prepared[0] if len(prepared) == 1 else None
+    def join(self, prepared: Sequence[list[Tensor]]) -> list[Tensor]:
+        return prepared[0]
 
     def passes(
         self,

@@ -26,12 +26,13 @@ class Engine(Protocol):
 
     kind: str
     merges: bool  # whether rows of several requests may be computed together
+    joins: bool  # whether what is prepared for several of them may be joined along their rows
 
     def prepare(self, inputs: Sequence[Tensor], budget: int | None = None) -> list[Tensor]:
         """What has to be computed once per row, for these rows, in at most `budget` bytes beyond its results."""
 
-    def join(self, prepared: Sequence[list[Tensor]]) -> list[Tensor] | None:
-        """What `prepare` gives for several batches, as one batch; None where that cannot be told."""
+    def join(self, prepared: Sequence[list[Tensor]]) -> list[Tensor]:
+        """What `prepare` gives for several batches, as one batch; several only where `joins` is True."""
 
     def passes(
         self,
@@ -56,7 +57,7 @@ class GraphEngine:
 
     kind = "graph"
     merges = True
-    joins = False  # whether frontiers of several batches may be joined along their rows: has to be proved
+    joins = False  # has to be proved
 
     def __init__(self, program: Program, mode: Mode, masks: Masks | None = None) -> None:
         self.program, self.mode = program, mode
@@ -68,24 +69,21 @@ class GraphEngine:
         self._footprints: dict[tuple[Any, ...], int] = {}
 
     def prepare(self, inputs: Sequence[Tensor], budget: int | None = None) -> list[Tensor]:
-        rows, axes = self.rows_of(inputs), self.parts.frontier_axes
-        at_once = rows
-        if budget is not None and rows > 1 and axes is not None and self.joins:
+        rows = at_once = self.rows_of(inputs)
+        if budget is not None and rows > 1 and self.joins:
             at_once = min(max(1, budget // self._bytes_per_row(inputs)), rows)
         with torch.no_grad():
-            if at_once == rows or axes is None:
+            if at_once == rows:
                 return list(self.parts.prefix(*inputs))
             parts = [
                 self.parts.prefix(*self._rows(inputs, start, start + at_once)) for start in range(0, rows, at_once)
             ]
-            return self.join([list(part) for part in parts]) or []
+            return self.join([list(part) for part in parts])
 
-    def join(self, prepared: Sequence[list[Tensor]]) -> list[Tensor] | None:
+    def join(self, prepared: Sequence[list[Tensor]]) -> list[Tensor]:
         if len(prepared) == 1:
             return prepared[0]
-        axes = self.parts.frontier_axes
-        if axes is None or not self.joins:
-            return None
+        axes = self.parts.frontier_axes or ()
         return [
             each[0] if axis is None else torch.cat(each, axis)
             for axis, each in zip(axes, zip(*prepared, strict=True), strict=True)

@@ -170,7 +170,7 @@ class Sampler:
         yield together
 
     def _group(self, run: Run) -> Any:
-        if not self.engine.merges or len(run.blocks) > 1 or run.rows == 0:
+        if not (self.engine.merges and self.engine.joins) or len(run.blocks) > 1 or run.rows == 0:
             return id(run)
         shapes = tuple(tuple(x.shape[batched:]) for x, batched in zip(run.inputs, self.batched, strict=True))
         if not all(self.batched):
@@ -244,8 +244,6 @@ class Sampler:
             if block.prepared is None:
                 block.prepared = self.engine.prepare(block.inputs, budget)
         prepared = self.engine.join([block.prepared for block in blocks if block.prepared is not None])
-        if prepared is None:
-            prepared = self.engine.prepare(inputs, budget)
         start, stop = blocks[0].passes, blocks[0].passes + todo
         chunk = min(todo, self._chunk(inputs, sum(counts), budget))
         while start < stop:

@@ -18,7 +18,7 @@ class Counting:
     """An engine whose pass t of a row x is x + t; it can run out of memory."""
 
     kind = "test"
-    merges = True
+    merges = joins = True
 
     def __init__(self, most: int = 10**9, error: Callable[[], BaseException] | None = None) -> None:
         self.most, self.error = most, error or (lambda: torch.OutOfMemoryError("no room"))
@@ -29,7 +29,7 @@ class Counting:
         self.prepared += 1
         return [inputs[0] * 1]
 
-    def join(self, prepared: Sequence[list[Tensor]]) -> list[Tensor] | None:
+    def join(self, prepared: Sequence[list[Tensor]]) -> list[Tensor]:
         return [torch.cat([each[0] for each in prepared])]
 
     def passes(
@@ -244,6 +244,20 @@ def test_the_prefix_of_runs_together_runs_once() -> None:
     for _ in range(4):
         of.advance(runs, 2)
     assert engine.prepared <= 2
+
+
+def test_runs_that_cannot_be_joined_go_alone_and_keep_their_prefix() -> None:
+    engine = Counting()
+    engine.joins = False
+    of = sampler(engine)
+    inputs = [torch.randn(2, 2), torch.randn(3, 2)]
+    runs = [begin(of, x, 8) for x in inputs]
+    for _ in range(4):
+        of.advance(runs, 2)
+    assert engine.prepared == 2
+    assert {rows for rows, _ in engine.asked} == {2, 3}
+    for run, x in zip(runs, inputs, strict=True):
+        assert_counted(run, x, 8)
 
 
 def test_a_run_given_twice_advances_once() -> None:
