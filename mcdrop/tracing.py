@@ -26,6 +26,7 @@ from mcdrop.draws import OPERATORS
 from mcdrop.errors import CaptureError, McdropError
 from mcdrop.inputs import InputSpec
 from mcdrop.program import Program
+from mcdrop.recurrent import traced_whole
 from mcdrop.sites import Found, Site, expose
 
 __all__ = ["EXPORT_LOCK", "trace"]
@@ -55,6 +56,7 @@ def _export(network: nn.Module, example: Sequence[Tensor], specs: tuple[InputSpe
         _quiet(),
         _explicit_causal_masks(),
         _trusted_distributions(),
+        traced_whole(),
         torch.no_grad(),
         torch.compiler.set_stance("force_eager"),
     ):

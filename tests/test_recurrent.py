@@ -1,0 +1,66 @@
+"""Recurrent layers stay whole while they are traced: any length, and nobody else's tracing is touched."""
+
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch._decomp import decomposition_table
+from torch._subclasses import FakeTensorMode
+
+from mcdrop import MCDropout
+from mcdrop.recurrent import LAYERS, traced_whole
+from network_sequences import Recurrent
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: Recurrent(nn.LSTM, bidirectional=True, state=True),
+        lambda: Recurrent(nn.GRU, num_layers=3),
+        lambda: Recurrent(nn.RNN, batch_first=False, nonlinearity="relu"),
+    ],
+    ids=["LSTM", "GRU", "RNN"],
+)
+def test_sequences_of_any_length(model: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    network, example = model().eval(), torch.randn(2, 6, 5)
+    graph, eager = (
+        MCDropout(network, example, task="raw", dynamic={1: "time<=20"}, engine=engine) for engine in ("graph", "eager")
+    )
+    for length in (1, 2, 20):
+        x = torch.randn(3, length, 5)
+        for masks in ("shared", "independent"):
+            ours, truth = (mc.sample(x, num_samples=4, seed=1, masks=masks) for mc in (graph, eager))
+            torch.testing.assert_close(ours, truth, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_shapes_and_strides_are_the_real_ones(kind: type[nn.RNNBase], batch_first: bool) -> None:
+    layer, x = kind(5, 4, num_layers=2, bidirectional=True, batch_first=batch_first), torch.randn(3, 6, 5)
+    states = torch.zeros(4, 6 if not batch_first else 3, 4)
+    operation = LAYERS[layer.mode.lower()]
+    rest = (True, 2, 0.0, False, True, batch_first)
+    with torch.no_grad():
+        real = operation(x, [states, states] if kind is nn.LSTM else states, layer._flat_weights, *rest)
+    with traced_whole(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        rule = decomposition_table[operation]
+        made = rule(x, [states, states] if kind is nn.LSTM else states, layer._flat_weights, *rest)
+    assert [(part.shape, part.dtype) for part in made] == [(part.shape, part.dtype) for part in real]
+    assert made[0].stride() == real[0].stride()
+
+
+def test_other_threads_and_later_tracers_keep_the_rules() -> None:
+    operation = LAYERS["gru"]
+    before = dict(operation.py_kernels), decomposition_table[operation]
+    x, state, layer = torch.randn(3, 2, 5), torch.zeros(1, 2, 4), nn.GRU(5, 4)
+    arguments = (x, state, layer._flat_weights, True, 1, 0.0, False, False, False)
+    elsewhere: list[torch.Tensor] = []
+    with torch.no_grad(), traced_whole():
+        thread = threading.Thread(target=lambda: elsewhere.append(decomposition_table[operation](*arguments)[0]))
+        thread.start()
+        thread.join()
+    torch.testing.assert_close(elsewhere[0], operation(*arguments)[0])
+    assert (dict(operation.py_kernels), decomposition_table[operation]) == before
