@@ -1,22 +1,16 @@
-"""Recurrent layers that stay whole: when they are traced, and when `torch.func.vmap` maps them over passes.
+"""One recurrent layer that `torch.func.vmap` can map over passes.
 
-ATen's LSTM, GRU and RNN have neither a rule for tracing nor one for mapping: taken apart they would run step by step.
-While a network is traced, `traced_whole` makes them opaque, so that their length may stay open. To be mapped,
-`recurrent_layer` folds the mapped axis into the batch, for which a recurrent layer was made; where the weights differ
-from pass to pass (DropConnect), passes run one by one.
+ATen's LSTM, GRU and RNN have no batching rule of their own: taken apart they would run step by step. Here the mapped
+axis is folded into the batch, for which a recurrent layer was made; where the weights differ from pass to pass
+(DropConnect), passes run one by one.
 """
 
-import contextlib
-import threading
-from collections.abc import Callable, Iterator
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
-from torch._decomp import decomposition_table
 
-__all__ = ["LAYERS", "recurrent_layer", "traced_whole"]
+__all__ = ["LAYERS", "recurrent_layer"]
 
 aten = torch.ops.aten
 
@@ -26,37 +20,6 @@ LAYERS = {
     "rnn_tanh": aten.rnn_tanh.input,
     "rnn_relu": aten.rnn_relu.input,
 }
-
-
-@contextlib.contextmanager
-def traced_whole() -> Iterator[None]:
-    """Inside, a tracer on this thread asks of a recurrent layer its shapes alone, instead of taking it step by step."""
-    with contextlib.ExitStack() as stack:
-        for operation in LAYERS.values():  # a tracer looks for their rules in two tables
-            stack.callback(operation._dispatch_cache.clear)
-            kernels: dict[Any, Any] = operation.py_kernels
-            opaque = {operation: _opaque(decomposition_table[operation])}
-            stack.enter_context(mock.patch.dict(decomposition_table, opaque))
-            stack.enter_context(mock.patch.dict(kernels, {key: _opaque(rule) for key, rule in kernels.items()}))
-            operation._dispatch_cache.clear()
-        yield
-
-
-def _opaque(rule: Callable[..., Any]) -> Callable[..., Any]:
-    """A rule that, on this thread, makes results of the right shapes and no more."""
-    thread = threading.get_ident()
-
-    def shapes(
-        x: Tensor, hx: Any, params: Any, biases: bool, layers: int, dropout: float, train: bool, two: bool, first: bool
-    ) -> Any:
-        if threading.get_ident() != thread:
-            return rule(x, hx, params, biases, layers, dropout, train, two, first)
-        states = list(hx) if isinstance(hx, list | tuple) else [hx]
-        *outer, _ = x.transpose(0, 1).shape if first else x.shape
-        out = x.new_empty(*outer, (2 if two else 1) * states[0].shape[-1])
-        return out.transpose(0, 1) if first else out, *(torch.empty_like(state) for state in states)
-
-    return shapes
 
 
 @torch.library.custom_op("mcdrop::recurrent", mutates_args=())

@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
-from unittest import mock
 
 import sympy
 import torch
@@ -26,8 +25,8 @@ from mcdrop.draws import OPERATORS
 from mcdrop.errors import CaptureError, McdropError
 from mcdrop.inputs import InputSpec
 from mcdrop.program import Program
-from mcdrop.recurrent import traced_whole
 from mcdrop.sites import Found, Site, expose
+from mcdrop.tracer_rules import tracer_rules
 
 __all__ = ["EXPORT_LOCK", "trace"]
 
@@ -54,9 +53,7 @@ def _export(network: nn.Module, example: Sequence[Tensor], specs: tuple[InputSpe
     with (
         EXPORT_LOCK,
         _quiet(),
-        _explicit_causal_masks(),
-        _trusted_distributions(),
-        traced_whole(),
+        tracer_rules(),
         torch.no_grad(),
         torch.compiler.set_stance("force_eager"),
     ):
@@ -100,21 +97,6 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def _explicit_causal_masks() -> Iterator[None]:
-    """`nn.TransformerEncoder` looks into its mask to see whether it is causal; a tracer cannot. A mask is a mask."""
-    detect = "torch.nn.modules.transformer._detect_is_causal_mask"
-    with mock.patch(detect, lambda mask, is_causal=None, size=None: is_causal is True):
-        yield
-
-
-@contextlib.contextmanager
-def _trusted_distributions() -> Iterator[None]:
-    """`torch.distributions` checks the values of its arguments, which a tracer does not have."""
-    with mock.patch.object(torch.distributions.Distribution, "_validate_args", False):
-        yield
 
 
 class _Sizes:

@@ -1,4 +1,4 @@
-"""Recurrent layers stay whole while they are traced: any length, and nobody else's tracing is touched."""
+"""What a tracer is told: recurrent layers stay whole, of any length, and nobody else's tracing is touched."""
 
 import threading
 from collections.abc import Callable
@@ -10,7 +10,8 @@ from torch._decomp import decomposition_table
 from torch._subclasses import FakeTensorMode
 
 from mcdrop import MCDropout
-from mcdrop.recurrent import LAYERS, traced_whole
+from mcdrop.recurrent import LAYERS
+from mcdrop.tracer_rules import recurrence_kept_whole
 from network_sequences import Recurrent
 
 
@@ -45,7 +46,7 @@ def test_shapes_and_strides_are_the_real_ones(kind: type[nn.RNNBase], batch_firs
     rest = (True, 2, 0.0, False, True, batch_first)
     with torch.no_grad():
         real = operation(x, [states, states] if kind is nn.LSTM else states, layer._flat_weights, *rest)
-    with traced_whole(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+    with recurrence_kept_whole(), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         rule = decomposition_table[operation]
         made = rule(x, [states, states] if kind is nn.LSTM else states, layer._flat_weights, *rest)
     assert [(part.shape, part.dtype) for part in made] == [(part.shape, part.dtype) for part in real]
@@ -58,7 +59,7 @@ def test_other_threads_and_later_tracers_keep_the_rules() -> None:
     x, state, layer = torch.randn(3, 2, 5), torch.zeros(1, 2, 4), nn.GRU(5, 4)
     arguments = (x, state, layer._flat_weights, True, 1, 0.0, False, False, False)
     elsewhere: list[torch.Tensor] = []
-    with torch.no_grad(), traced_whole():
+    with torch.no_grad(), recurrence_kept_whole():
         thread = threading.Thread(target=lambda: elsewhere.append(decomposition_table[operation](*arguments)[0]))
         thread.start()
         thread.join()
