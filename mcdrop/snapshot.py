@@ -226,7 +226,7 @@ class Adapter(nn.Module):
     def __init__(self, network: nn.Module, example: Example, output: str | int | None, pair: bool) -> None:
         super().__init__()
         self.network = network
-        self.positional, self.keyword = example.positional, example.keyword
+        self.positional, self.keyword, self.specs = example.positional, example.keyword, example.signature.inputs
         self.output, self.pair = output, pair
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -239,12 +239,22 @@ class Adapter(nn.Module):
         return _structure(result, leaves), tuple(leaves), select(result, self.output, pair=self.pair)
 
     def _call(self, tensors: Sequence[Tensor]) -> Any:
+        self._check_sizes(tensors)
+
         def filled(value: Any) -> Any:
             return tensors[value.number] if isinstance(value, _Slot) else value
 
         return self.network(
             *map(filled, self.positional), **{name: filled(value) for name, value in self.keyword.items()}
         )
+
+    def _check_sizes(self, tensors: Sequence[Tensor]) -> None:
+        """Sizes of one name are equal. Callers have seen to it; a tracer learns it here."""
+        sizes: dict[str, int] = {}
+        for tensor, spec in zip(tensors, self.specs, strict=True):
+            for name, size in zip(spec.shape, tensor.shape, strict=True):
+                if isinstance(name, str) and size != sizes.setdefault(name, size):
+                    raise InputError(f"input {spec.name!r} has {size} for {name!r}, another input {sizes[name]}.")
 
 
 def _structure(result: Any, leaves: list[Tensor]) -> str:

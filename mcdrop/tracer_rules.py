@@ -14,6 +14,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 from torch._decomp import decomposition_table
+from torch.overrides import TorchFunctionMode
 
 from mcdrop.recurrent import LAYERS
 
@@ -23,7 +24,7 @@ __all__ = ["recurrence_kept_whole", "tracer_rules"]
 @contextlib.contextmanager
 def tracer_rules() -> Iterator[None]:
     """Inside, a tracer on this thread follows all rules of this module."""
-    with _explicit_causal_masks(), _trusted_distributions(), recurrence_kept_whole():
+    with _explicit_causal_masks(), _trusted_distributions(), _EvenParts(), recurrence_kept_whole():
         yield
 
 
@@ -40,6 +41,44 @@ def _trusted_distributions() -> Iterator[None]:
     """`torch.distributions` checks the values of its arguments, which a tracer does not have."""
     with mock.patch.object(torch.distributions.Distribution, "_validate_args", False):
         yield
+
+
+class _EvenParts(TorchFunctionMode):
+    """`chunk` and `split` that cut an open size into a fixed number of even parts, by plain arithmetic.
+
+    The tracer counts the parts as (size + width - 1) // width, and cannot see that this is the same for every size.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _PARTS:
+            x, count, dim = _PARTS[func](*args, **(kwargs or {}))
+            if count is not None:
+                width = x.shape[dim] // count
+                return tuple(x.narrow(dim, number * width, width) for number in range(count))
+        return func(*args, **(kwargs or {}))
+
+
+def _chunk(x: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, int | None, int]:
+    """The tensor, the number of its parts if they are even whatever its size, and the axis."""
+    size: Any = x.shape[dim]
+    even = isinstance(size, torch.SymInt) and (size.node.expr / chunks).is_integer
+    return x, chunks if even else None, dim
+
+
+def _split(x: Tensor, split_size: Any, dim: int = 0) -> tuple[Tensor, int | None, int]:
+    size: Any = x.shape[dim]
+    if not isinstance(size, torch.SymInt) or not isinstance(split_size, torch.SymInt):
+        return x, None, dim
+    ratio = size.node.expr / split_size.node.expr
+    return x, int(ratio) if ratio.is_Integer else None, dim
+
+
+_PARTS: dict[Any, Callable[..., tuple[Tensor, int | None, int]]] = {
+    torch.chunk: lambda input, chunks, dim=0: _chunk(input, chunks, dim),  # PyTorch's names
+    torch.Tensor.chunk: _chunk,
+    torch.split: lambda tensor, split_size_or_sections, dim=0: _split(tensor, split_size_or_sections, dim),
+    torch.Tensor.split: _split,
+}
 
 
 @contextlib.contextmanager

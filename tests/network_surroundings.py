@@ -141,6 +141,25 @@ class ManyInputs(nn.Module):
         return self.outer(self.dropout(F.relu(self.inner(torch.cat([self.ages(age), vector, flags.to(vector)], 1)))))
 
 
+class Siamese(nn.Module):
+    """Two inputs (batch, 6) through one network as one batch, taken apart again as `form` says."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.inner, self.outer, self.dropout = nn.Linear(6, 8), nn.Linear(8, 3), nn.Dropout(P)
+        self.form = form
+
+    def forward(self, one: Tensor, two: Tensor) -> Tensor:
+        both = self.dropout(F.relu(self.inner(torch.cat([one, two]))))
+        if self.form == "chunk":
+            one, two = both.chunk(2)
+        elif self.form == "torch.split":
+            one, two = torch.split(both, one.shape[0])
+        else:
+            one, two = both.unflatten(0, (2, -1))
+        return self.outer((one - two).abs())
+
+
 class OldWeightNorm(nn.Module):
     """`copy.deepcopy` fails on it once it has run: its weight is then no leaf."""
 

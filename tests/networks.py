@@ -155,6 +155,7 @@ def head(function: Callable[[Tensor, bool], Tensor]) -> Callable[[], nn.Module]:
 
 
 VECTOR, SIGNAL, IMAGE, VOLUME = floats(6), floats(2, 6), floats(2, 6, 6), floats(2, 6, 6, 6)
+TWO_VECTORS = together(VECTOR, per_row(lambda generator: torch.rand(6, generator=generator)))
 WORDS, STEPS, IDS = floats(5, 8), floats(4, 5), integers(1, 11, 5)
 MASKED = together(WORDS, padding(5))
 HF_TEXT = by_name(
@@ -371,6 +372,10 @@ FORMS = (
     Network("dict output", lambda: around.ManyOutputs("dict"), VECTOR),
     Network("dataclass output", lambda: around.ManyOutputs("dataclass"), VECTOR),
     Network("mean and log variance", lambda: around.ManyOutputs("pair"), VECTOR, task="heteroscedastic"),
+    *(
+        Network(f"Siamese, {form}", lambda form=form: around.Siamese(form), TWO_VECTORS)
+        for form in ("chunk", "torch.split", "unflatten")
+    ),
     Network(
         "inputs by keyword",
         around.ManyInputs,

@@ -109,6 +109,16 @@ def test_examples_that_make_no_sense(
         read(model, example, dynamic)
 
 
+def test_sizes_of_one_name_that_differ() -> None:
+    class Sums(nn.Module):
+        def forward(self, one: Tensor, two: Tensor) -> Tensor:
+            return nn.functional.dropout(one.sum(1) + two.sum(1), 0.5, self.training)
+
+    example = (torch.ones(3, 5, 4), torch.ones(3, 6, 4))
+    with pytest.raises(InputError, match="input 'two' has 6 for 'time', another input 5"):
+        MCDropout(Sums(), example, task="raw", dynamic={"one": {1: "time"}, "two": {1: "time"}})
+
+
 @dataclasses.dataclass
 class Output:
     loss: Tensor | None

@@ -1,11 +1,11 @@
-"""What a tracer is told: recurrent layers stay whole, of any length, and nobody else's tracing is touched."""
+"""What a tracer is told: even parts, recurrent layers of any length; and nobody else's tracing is touched."""
 
 import threading
 from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._decomp import decomposition_table
 from torch._subclasses import FakeTensorMode
 
@@ -35,6 +35,27 @@ def test_sequences_of_any_length(model: Callable[[], nn.Module]) -> None:
         for masks in ("shared", "independent"):
             ours, truth = (mc.sample(x, num_samples=4, seed=1, masks=masks) for mc in (graph, eager))
             torch.testing.assert_close(ours, truth, rtol=1e-5, atol=1e-5)
+
+
+def test_parts_of_an_open_length_are_even_or_left_to_the_tracer() -> None:
+    class Parts(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x = nn.functional.dropout(x, 0.5, self.training)
+            doubled = torch.cat([x, x * 2], 1)
+            first, second = torch.chunk(doubled, 2, dim=1)
+            third, fourth = doubled.split(x.shape[1], 1)
+            left, right = x.split([1, 3], -1)
+            halves = x.chunk(2, -1)
+            return first - second + third * fourth + torch.cat([right, left], -1) * torch.cat(halves[::-1], -1)
+
+    x = torch.randn(3, 6, 4)
+    graph, eager = (
+        MCDropout(Parts(), x, task="raw", dynamic={1: "time<=20"}, engine=engine) for engine in ("graph", "eager")
+    )
+    for length in (2, 7):
+        x = torch.randn(2, length, 4)
+        ours, truth = (mc.sample(x, num_samples=4, seed=1) for mc in (graph, eager))
+        torch.testing.assert_close(ours, truth)
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
