@@ -15,6 +15,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mcdrop.arguments import (
+    cast,
+    check_dtype,
+    check_engine,
+    check_masks,
+    check_memory,
+    check_num_samples,
+    check_seed,
+    checked_device,
+    device_of,
+)
 from mcdrop.bundle import read_bundle, write_bundle
 from mcdrop.capture import Captured, capture
 from mcdrop.engine import GraphEngine
@@ -25,40 +36,15 @@ from mcdrop.moments import accumulator, check_passes
 from mcdrop.prediction import Prediction
 from mcdrop.program import Program
 from mcdrop.sampling import Collector, Run, Sampler, plain
-from mcdrop.sites import Site
+from mcdrop.site_table import Sites
 from mcdrop.snapshot import Adapter, private_copy, read_example
 from mcdrop.statistics import check_levels
 from mcdrop.tasks import OutputKind, Task, TaskName
 
-__all__ = ["MCDropout", "Sites"]
+__all__ = ["MCDropout"]
 
 MaskMode = Literal["shared", "independent"]
 _MODES = ("folded", "mapped", "loop")
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
-
-class Sites(tuple[Site, ...]):
-    """The sites of a network; prints as a table."""
-
-    def __repr__(self) -> str:
-        head = ("#", "module", "kind", "p", "mask of one pass", "active", "source")
-        rows = [
-            (
-                "" if site.index < 0 else str(site.index),
-                site.path or "(network)",
-                site.kind,
-                "" if site.p is None else f"{site.p:g}",
-                " x ".join(map(str, site.shape)),
-                "yes" if site.active else f"no: {site.reason}",
-                "" if site.source is None else os.path.basename(site.source),
-            )
-            for site in self
-        ]
-        widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-        return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in [head, *rows]
-        )
 
 
 class MCDropout:
@@ -115,26 +101,22 @@ class MCDropout:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise SettingError(f"model is a {type(model).__name__}; give a torch.nn.Module.")
-        if engine not in ("auto", "graph", "eager"):
-            raise SettingError(f"engine is {engine!r}; choose 'auto', 'graph' or 'eager'.")
-        if dtype not in _DTYPES:
-            raise SettingError(
-                f"dtype is {dtype!r}; choose torch.float32, torch.bfloat16, torch.float16 or torch.float64."
-            )
+        check_engine(engine)
+        check_dtype(dtype)
         names = None if class_names is None else tuple(class_names)
         if isinstance(noise_variance, int):
             noise_variance = float(noise_variance)
         kind = Task(
             task, output_kind=output_kind, class_axis=class_axis, noise_variance=noise_variance, class_names=names
         )
-        _check_num_samples(num_samples)
-        _check_seed(seed)
-        _check_masks(masks)
-        _check_memory(max_memory)
+        check_num_samples(num_samples)
+        check_seed(seed)
+        check_masks(masks)
+        check_memory(max_memory)
         model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
         with plain():
-            place = _device(device, model)
-            copied = _cast(private_copy(model), dtype, place)
+            place = device_of(device, model)
+            copied = cast(private_copy(model), dtype, place)
             example = read_example(copied, example_inputs, dynamic, dtype, place)
             adapter = Adapter(copied, example, output, pair=task == "heteroscedastic")
             captured = capture(
@@ -160,7 +142,7 @@ class MCDropout:
         version: str,
         max_memory: int | None,
     ) -> None:
-        _check_memory(max_memory)
+        check_memory(max_memory)
         self.task, self.signature, self.name, self.version = task, signature, name, version
         self.num_samples, self.seed, self.masks = num_samples, seed, masks
         self.sites = Sites(captured.sites)
@@ -328,7 +310,7 @@ class MCDropout:
     ) -> tuple[Run, bool]:
         tensors, as_numpy = self.signature.bind(inputs, device=self.device)
         count = self.num_samples if num_samples is None else num_samples
-        _check_num_samples(count)
+        check_num_samples(count)
         count = int(count)
         levels = tuple(quantiles)
 
@@ -347,9 +329,9 @@ class MCDropout:
         count = self.num_samples if num_samples is None else num_samples
         chosen = self.seed if seed is None else seed
         mode = self.masks if masks is None else masks
-        _check_num_samples(count)
-        _check_seed(chosen)
-        _check_masks(mode)
+        check_num_samples(count)
+        check_seed(chosen)
+        check_masks(mode)
         rows = self.signature.rows(tensors)
         return self._sampler.start(
             tensors,
@@ -445,7 +427,7 @@ class MCDropout:
         Raises:
             BundleError: the folder is incomplete, damaged, hostile or from a newer version.
         """
-        place = torch.device("cpu") if device is None else _checked_device(device)
+        place = torch.device("cpu") if device is None else checked_device(device)
         program, meta = read_bundle(folder, device=place)
         program = program.channels_last()
         try:
@@ -491,7 +473,7 @@ class MCDropout:
         program = self._captured.program
         if program is None or not isinstance(self._engine, GraphEngine):
             raise SettingError("a network on the eager engine stays where it was captured: capture it on that device.")
-        place = _checked_device(device)
+        place = checked_device(device)
         moved: Program = program.to(place)
         engine = GraphEngine(moved, self._engine.mode, Masks.within(self._max_memory))
         engine.merges, engine.joins = self._engine.merges, self._engine.joins
@@ -507,51 +489,3 @@ class MCDropout:
 def _array(value: Tensor) -> Any:
     value = value.detach().cpu()
     return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
-
-
-def _check_num_samples(value: Any) -> None:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
-        raise SettingError(f"num_samples is {value!r}; give a whole number of passes, at least 1.")
-
-
-def _check_seed(value: Any) -> None:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise SettingError(f"seed is {value!r}; give a whole number.")
-
-
-def _check_masks(value: Any) -> None:
-    if value not in ("shared", "independent"):
-        raise SettingError(f"masks is {value!r}; choose 'shared' (one mask for all rows of a pass) or 'independent'.")
-
-
-def _check_memory(value: Any) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise SettingError(f"max_memory is {value!r}; give a number of bytes, at least 1, or None.")
-
-
-def _checked_device(device: torch.device | str) -> torch.device:
-    try:
-        place = torch.device(device)
-    except RuntimeError as error:
-        raise SettingError(f"device is {device!r}: {error}") from error
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise SettingError(f"device is {device!r} and this PyTorch sees no CUDA device: use 'cpu'.")
-    return place
-
-
-def _device(device: torch.device | str | None, model: nn.Module) -> torch.device:
-    if device is not None:
-        return _checked_device(device)
-    return next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
-
-
-def _cast(model: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """The private copy in the type and on the device in which it will compute."""
-    wide = torch.complex128 if dtype == torch.float64 else torch.complex64
-
-    def cast(tensor: Tensor) -> Tensor:
-        kind = wide if tensor.is_complex() else dtype if tensor.is_floating_point() else tensor.dtype
-        return tensor.to(device=device, dtype=kind)
-
-    moved: nn.Module = model._apply(cast)
-    return moved
