@@ -21,21 +21,20 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mcdrop.draws import alpha_scale, bernoulli, noise, scale
 from mcdrop.eager import EagerEngine, Given, Traced, drawing, global_generators, neutral
-from mcdrop.engine import Engine, GraphEngine, Mode
+from mcdrop.engine import Engine, GraphEngine
 from mcdrop.errors import CaptureError, NoDropoutError, RowsInteractError
 from mcdrop.flags import Flags, buffers_of, find_flags, put_back, same
 from mcdrop.inputs import InputSpec
 from mcdrop.masks import Masks
 from mcdrop.program import Program
+from mcdrop.proofs import PROOF_SEED, gap, neutral_outputs, proved_engine, rounding, rows_interact, with_layout
 from mcdrop.sites import Site, own_path
 from mcdrop.snapshot import Adapter
 from mcdrop.tracing import EXPORT_LOCK, trace
 
 __all__ = ["Captured", "capture"]
 
-_PROOF_SEED = 0x9E3779B9
 _CANNOT = (
     "every row and pass takes a forward pass of its own, calls wait for one another, nothing is proved, "
     "and the model cannot be saved or served from disk"
@@ -188,18 +187,15 @@ def _proved(
     program = program.channels_last()
     engine = GraphEngine(program, "loop")
     outputs = _prove_neutral(network, engine, rows, flags)
-    interact = _rows_interact(engine, rows, outputs)
+    interact = rows_interact(engine, rows, outputs)
     if interact and not allow_row_interaction:
         raise RowsInteractError(interact)
     if not any(engine.parts.stochastic_outputs):
         raise NoDropoutError("the network draws, but no draw reaches the output, so every sample would be the same.")
     _prove_replay(network, engine, rows)
     if not interact:
-        program, engine = _with_layout(program, engine, rows)
-    mode = _fastest_proved(engine, rows)
-    proved = GraphEngine(program, mode, masks)
-    proved.merges = not interact
-    proved.joins = not interact and _rows_join(proved, rows)
+        program, engine = with_layout(program, engine, rows)
+    proved = proved_engine(program, rows, masks=masks, merges=not interact)
     return Captured(proved, program.sites, program, tuple(tuple(o.shape[1:]) for o in outputs), outputs)
 
 
@@ -211,42 +207,8 @@ def _once(network: nn.Module, rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return outputs
 
 
-def rounding(program: Program) -> float | None:
-    """The relative difference that half precision anywhere inside explains; None where there is none."""
-    dtypes = {weight.dtype for weight in program.weights.values()}
-    dtypes |= {
-        value for node in program.graph.nodes for value in node.kwargs.values() if isinstance(value, torch.dtype)
-    }
-    return 3e-2 if dtypes & {torch.bfloat16, torch.float16} else None
-
-
-def _neutral_outputs(engine: GraphEngine, rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The program with every draw at its mean, by a graph in which dropout is the identity."""
-    graph = torch.fx.Graph()
-    graph.output(graph.graph_copy(engine.program.graph, {}))
-    sites = {site.index: site for site in engine.program.active_sites}
-    for node in list(graph.nodes):
-        if node.target in (scale, alpha_scale):
-            node.replace_all_uses_with(node.args[0])
-        elif node.target is bernoulli:
-            node.replace_all_uses_with(node.args[1])
-    graph.eliminate_dead_code()
-    for node in list(graph.nodes):
-        if node.target is noise:
-            site = sites[node.args[0]]
-            mean = {"uniform": 0.5, "normal": 0.0}.get(site.law, 1 - (site.p or 0.0))
-            with graph.inserting_before(node):
-                filled = graph.call_function(torch.full, (node.args[1], mean), {"device": engine.device})
-            node.replace_all_uses_with(filled)
-            graph.erase_node(node)
-    weights = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
-    module = torch.fx.GraphModule({name: engine.program.weights[name] for name in weights}, graph)
-    with torch.no_grad():
-        return tuple(module(*rows))
-
-
 def _prove_neutral(network: nn.Module, engine: GraphEngine, rows: list[Tensor], flags: Flags) -> tuple[Tensor, ...]:
-    found = _neutral_outputs(engine, rows)
+    found = neutral_outputs(engine, rows)
     if flags.exact:
         truth, against = flags.neutral_outputs, "the network in evaluation mode"
     else:
@@ -255,23 +217,17 @@ def _prove_neutral(network: nn.Module, engine: GraphEngine, rows: list[Tensor], 
     for a, b in zip(found, truth, strict=True):
         if not same(a, b, rounding(engine.program)):
             raise CaptureError(
-                f"the captured program without noise differs from {against}: by {_gap(a, b)} where outputs reach "
+                f"the captured program without noise differs from {against}: by {gap(a, b)} where outputs reach "
                 f"{float(b.abs().max()):.3g}. The network does something in training mode that is no dropout."
             )
     return found
-
-
-def _gap(a: Tensor, b: Tensor) -> str:
-    if a.shape != b.shape:
-        return f"shape {tuple(a.shape)} for {tuple(b.shape)}"
-    return f"{float((a.double() - b.double()).abs().nan_to_num(float('inf')).max()):.3g}"
 
 
 def _prove_replay(network: nn.Module, engine: GraphEngine, rows: list[Tensor]) -> None:
     numbers = torch.arange(3)
     count = 0
     for t in range(2):
-        draws = engine.draws(rows, passes=range(t, t + 1), seed=_PROOF_SEED, rows=numbers)
+        draws = engine.draws(rows, passes=range(t, t + 1), seed=PROOF_SEED, rows=numbers)
         by_index = {site.index: draw[0] for (site, _), draw in zip(engine.parts.draws, draws, strict=True)}
         values = [by_index.get(index) for index in range(max(by_index) + 1)]
         supply = Given(values)
@@ -289,102 +245,10 @@ def _prove_replay(network: nn.Module, engine: GraphEngine, rows: list[Tensor]) -
         for a, b in zip(found, truth, strict=True):
             if not same(a[0], b, rounding(engine.program)):
                 raise CaptureError(
-                    f"with the same draws the captured program differs from the network, by {_gap(a[0], b)} where "
+                    f"with the same draws the captured program differs from the network, by {gap(a[0], b)} where "
                     f"outputs reach {float(b.abs().max()):.3g}: a site was lost or changed."
                 )
         count += supply.count
-
-
-def _rows_interact(engine: GraphEngine, rows: list[Tensor], outputs: tuple[Tensor, ...]) -> str | None:
-    """Why the rows of a batch are not alone, or None: a row alone has to give what it gives among others."""
-    specs = engine.program.inputs
-    for output in outputs:
-        if output.ndim == 0 or output.shape[0] != 3:
-            return (
-                f"the output has shape {tuple(output.shape)} for 3 rows, so its axis 0 is not the "
-                "batch: return one row "
-                "for each input row, batch first."
-            )
-    for i in range(3):
-        alone = [row[i : i + 1] if spec.batched else row for row, spec in zip(rows, specs, strict=True)]
-        try:
-            single = _neutral_outputs(engine, alone)
-        except Exception as error:  # a program that was made for several rows can fail in any way on one
-            return f"one row alone cannot be computed ({type(error).__name__}: {str(error)[:200]}), three can"
-        for a, b in zip(single, outputs, strict=True):
-            if not same(a, b[i : i + 1], rounding(engine.program)):
-                return (
-                    f"row {i} alone gives another output than among 3 rows, by {_gap(a, b[i : i + 1])}: the rows of a "
-                    "batch influence one another (batch statistics, or a product or mean over the batch). Give "
-                    "BatchNorm its running averages, or pass allow_row_interaction=True and read answers as answers "
-                    "about whole batches."
-                )
-    return None
-
-
-def _with_layout(program: Program, engine: GraphEngine, rows: list[Tensor]) -> tuple[Program, GraphEngine]:
-    """Find for axes that run over rows and other units which of the two is slow, by exchanging rows."""
-    if _rows_move(engine, rows):
-        return program, engine
-    for chosen in [*((index,) for index in range(len(program.sites))), tuple(range(len(program.sites)))]:
-        sites = tuple(
-            replace(site, row_major=False) if number in chosen else site for number, site in enumerate(program.sites)
-        )
-        other = replace(program, sites=sites)
-        candidate = GraphEngine(other, "loop")
-        if _rows_move(candidate, rows):
-            return other, candidate
-    raise RowsInteractError(
-        "rows in another order give other outputs under the same draws: the rows of a batch influence one another, or "
-        "share an axis with other units in a way that mcdrop cannot tell apart. Pass allow_row_interaction=True to go "
-        "on all the same."
-    )
-
-
-def _rows_move(engine: GraphEngine, rows: list[Tensor]) -> bool:
-    """Whether rows in another order give the same outputs in that order, with both kinds of masks."""
-    order = torch.tensor([2, 0, 1])
-    moved = [row[order] if spec.batched else row for row, spec in zip(rows, engine.program.inputs, strict=True)]
-    for numbers in (None, torch.arange(3)):
-        there = None if numbers is None else numbers[order]
-        first, second = (
-            engine.apply(x, engine.prepare(x), engine.draws(x, passes=range(2), seed=_PROOF_SEED, rows=number), "loop")
-            for x, number in ((rows, numbers), (moved, there))
-        )
-        if not all(same(b, a[:, order], rounding(engine.program)) for a, b in zip(first, second, strict=True)):
-            return False
-    return True
-
-
-def _rows_join(engine: GraphEngine, rows: list[Tensor]) -> bool:
-    """Whether the frontiers of single rows, joined, are the frontier of the batch: an axis may mix rows and units."""
-    if engine.parts.frontier_axes is None:
-        return False
-    specs = engine.program.inputs
-    single = [
-        engine.prepare([row[i : i + 1] if spec.batched else row for row, spec in zip(rows, specs, strict=True)])
-        for i in range(3)
-    ]
-    engine.joins = True
-    joined = engine.join(single) or []
-    return all(same(a, b, rounding(engine.program)) for a, b in zip(joined, engine.prepare(rows), strict=True))
-
-
-def _fastest_proved(engine: GraphEngine, rows: list[Tensor]) -> Mode:
-    """The fastest way to compute passes together that gives what one at a time gives."""
-    prepared = engine.prepare(rows)
-    draws = [engine.draws(rows, passes=range(3), seed=_PROOF_SEED, rows=r) for r in (None, torch.arange(3))]
-    truths = [engine.apply(rows, prepared, draw, "loop") for draw in draws]
-    modes: tuple[Mode, ...] = ("folded", "mapped") if engine.parts.folded is not None else ("mapped",)
-    for mode in modes:
-        try:
-            founds = [engine.apply(rows, prepared, draw, mode) for draw in draws]
-        except Exception:  # whatever an operation without a batching rule raises: the next way is tried
-            continue
-        pairs = [pair for found, truth in zip(founds, truths, strict=True) for pair in zip(found, truth, strict=True)]
-        if all(same(a, b, rounding(engine.program)) for a, b in pairs):
-            return mode
-    return "loop"
 
 
 # ---- the network itself as engine
