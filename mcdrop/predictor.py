@@ -28,6 +28,8 @@ from mcdrop.arguments import (
 )
 from mcdrop.bundle import read_bundle, write_bundle
 from mcdrop.capture import Captured, capture
+from mcdrop.choosing import Choice, Pattern, Patterns
+from mcdrop.description import describe, restore, stated_choice
 from mcdrop.engine import GraphEngine
 from mcdrop.errors import BundleError, SettingError
 from mcdrop.inputs import Signature
@@ -44,7 +46,6 @@ from mcdrop.tasks import OutputKind, Task, TaskName
 __all__ = ["MCDropout"]
 
 MaskMode = Literal["shared", "independent"]
-_MODES = ("folded", "mapped", "loop")
 
 
 class MCDropout:
@@ -69,9 +70,12 @@ class MCDropout:
         engine: "graph", "eager", or "auto": graph, and eager with a warning where capture fails.
         max_memory: bytes that one call may use beyond weights, inputs and results; a quarter of what is free if None.
         allow_row_interaction: go on although the rows of a batch influence one another.
+        include: which sites draw: module paths (`"encoder.*.dropout"`), kinds (`"attention"`) or numbers; all if None.
+        exclude: which of them do not.
+        rates: {pattern: p} in [0, 1): rates instead of the network's own; of several the last one counts.
 
     Raises:
-        NoDropoutError: the network has no active dropout.
+        NoDropoutError: the network has no active dropout, or none is chosen.
         CaptureError: the network cannot be captured faithfully.
         InputError, SettingError: an argument does not fit.
     """
@@ -98,6 +102,9 @@ class MCDropout:
         engine: Literal["auto", "graph", "eager"] = "auto",
         max_memory: int | None = None,
         allow_row_interaction: bool = False,
+        include: Patterns | None = None,
+        exclude: Patterns = (),
+        rates: Mapping[Pattern, float] | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise SettingError(f"model is a {type(model).__name__}; give a torch.nn.Module.")
@@ -113,6 +120,7 @@ class MCDropout:
         check_seed(seed)
         check_masks(masks)
         check_memory(max_memory)
+        choice = Choice.read(include, exclude, rates)
         model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
         with plain():
             place = device_of(device, model)
@@ -126,6 +134,7 @@ class MCDropout:
                 engine=engine,
                 allow_row_interaction=allow_row_interaction,
                 max_memory=max_memory,
+                choice=choice,
             )
         kind.check_outputs(captured.output_example)
         self._setup(kind, example.signature, captured, num_samples, seed, masks, name, version, max_memory)
@@ -387,32 +396,12 @@ class MCDropout:
                 "keeps it from being "
                 "captured (the warning at construction says what) and capture it again."
             )
-        noise = self.task.noise_variance
         # the lines of code that draw are kept by file name: where they lie is nobody else's business
         sites = tuple(replace(site, source=site.source and os.path.basename(site.source)) for site in program.sites)
-        write_bundle(
-            folder,
-            replace(program, sites=sites),
-            {
-                "name": self.name,
-                "version": self.version,
-                "task": {
-                    "name": self.task.name,
-                    "output_kind": self.task.output_kind,
-                    "class_axis": self.task.class_axis,
-                    "noise_variance": noise.tolist() if isinstance(noise, Tensor) else noise,
-                },
-                "class_names": None if self.task.class_names is None else list(self.task.class_names),
-                "num_samples": self.num_samples,
-                "seed": self.seed,
-                "masks": self.masks,
-                "keyword": self.signature.keyword,
-                "mode": self._engine.mode,
-                "merges": self._engine.merges,
-                "joins": self._engine.joins,
-                "output_shapes": [list(shape) for shape in self._captured.output_shapes],
-            },
-        )
+        names = {"name": self.name, "version": self.version}
+        defaults = {"num_samples": self.num_samples, "seed": self.seed, "masks": self.masks}
+        described = describe(self._captured, self._engine, self.task, self.signature)
+        write_bundle(folder, replace(program, sites=sites), {**names, **described, **defaults})
 
     @classmethod
     def load(
@@ -421,45 +410,40 @@ class MCDropout:
         *,
         device: torch.device | str | None = None,
         max_memory: int | None = None,
+        include: Patterns | None = None,
+        exclude: Patterns | None = None,
+        rates: Mapping[Pattern, float] | None = None,
     ) -> "MCDropout":
         """Read a saved model. Nothing of the folder is evaluated as code.
 
+        Args:
+            folder: where it was saved.
+            device, max_memory: as for a new model; the CPU if None.
+            include, exclude, rates: as for a new model, each instead of the saved setting of its name, if not None:
+                `include="*"`, `exclude=()` and `rates={}` undo what was saved. Noise of the network's own code keeps
+                its rate.
+
         Raises:
             BundleError: the folder is incomplete, damaged, hostile or from a newer version.
+            NoDropoutError, SettingError: an argument does not fit.
         """
         place = torch.device("cpu") if device is None else checked_device(device)
         program, meta = read_bundle(folder, device=place)
-        program = program.channels_last()
+        program = replace(program.channels_last(), neutral=meta.get("neutral") is True)
         try:
-            stated = meta["task"]
-            noise = stated.get("noise_variance")
-            names = meta.get("class_names")
-            task = Task(
-                stated["name"],
-                output_kind=stated["output_kind"],
-                class_axis=stated["class_axis"],
-                noise_variance=torch.tensor(noise) if isinstance(noise, list) else noise,
-                class_names=None if names is None else tuple(names),
-            )
-            mode = meta["mode"]
-            if mode not in _MODES:
-                raise SettingError(f"mode {mode!r} is unknown")
-            engine = GraphEngine(program, mode, Masks.within(max_memory))
-            engine.merges, engine.joins = bool(meta["merges"]), bool(meta["joins"])
-            shapes = tuple(tuple(int(size) for size in shape) for shape in meta["output_shapes"])
-            signature = Signature(program.inputs, keyword=bool(meta["keyword"]))
+            choice = stated_choice(meta, include=include, exclude=exclude, rates=rates)
+            choice.apply(program)
+        except SettingError as error:
+            if (include, exclude, rates) != (None, None, None):
+                raise
+            raise BundleError(f"{os.fspath(folder)}: model.json chooses what cannot be: {error}") from error
+        try:
+            task, signature, captured = restore(program, meta, choice, max_memory)
             self = object.__new__(cls)
             self._setup(
-                task,
-                signature,
-                Captured(engine, program.sites, program, shapes, ()),
-                meta["num_samples"],
-                meta["seed"],
-                meta["masks"],
-                meta.get("name"),
-                meta["version"],
-                max_memory,
-            )
+                task, signature, captured, meta["num_samples"], meta["seed"], meta["masks"], meta.get("name"),
+                meta["version"], max_memory,
+            )  # fmt: skip
         except (KeyError, TypeError, AttributeError, SettingError, StopIteration) as error:
             raise BundleError(
                 f"{os.fspath(folder)}: model.json does not describe a model ({type(error).__name__}: "
@@ -475,10 +459,11 @@ class MCDropout:
             raise SettingError("a network on the eager engine stays where it was captured: capture it on that device.")
         place = checked_device(device)
         moved: Program = program.to(place)
-        engine = GraphEngine(moved, self._engine.mode, Masks.within(self._max_memory))
+        choice = self._captured.choice
+        engine = GraphEngine(choice.apply(moved), self._engine.mode, Masks.within(self._max_memory))
         engine.merges, engine.joins = self._engine.merges, self._engine.joins
         twin = object.__new__(type(self))
-        captured = Captured(engine, self.sites, moved, self._captured.output_shapes, ())
+        captured = Captured(engine, self.sites, moved, self._captured.output_shapes, (), choice)
         twin._setup(
             self.task, self.signature, captured, self.num_samples, self.seed, self.masks, self.name, self.version,
             self._max_memory,

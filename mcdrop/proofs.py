@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from mcdrop.choosing import mean_of
 from mcdrop.draws import alpha_scale, bernoulli, noise, scale
 from mcdrop.engine import GraphEngine, Mode
 from mcdrop.errors import RowsInteractError
@@ -44,9 +45,8 @@ def neutral_outputs(engine: GraphEngine, rows: Sequence[Tensor]) -> tuple[Tensor
     for node in list(graph.nodes):
         if node.target is noise:
             site = sites[node.args[0]]
-            mean = {"uniform": 0.5, "normal": 0.0}.get(site.law, 1 - (site.p or 0.0))
             with graph.inserting_before(node):
-                filled = graph.call_function(torch.full, (node.args[1], mean), {"device": engine.device})
+                filled = graph.call_function(torch.full, (node.args[1], mean_of(site)), {"device": engine.device})
             node.replace_all_uses_with(filled)
             graph.erase_node(node)
     weights = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
