@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from mcdrop.choosing import Choice, cannot_leave_out, cannot_set, native_sites
-from mcdrop.eager import Chosen, EagerEngine, Given, Places, Traced, drawing, global_generators, neutral
+from mcdrop.eager import EagerEngine, drawing, global_generators, neutral
 from mcdrop.engine import Engine, GraphEngine
 from mcdrop.errors import CaptureError, NoDropoutError, RowsInteractError
 from mcdrop.examples import proof_rows
@@ -33,6 +33,7 @@ from mcdrop.program import Program
 from mcdrop.proofs import PROOF_SEED, gap, neutral_outputs, proved_engine, rounding, rows_interact, with_layout
 from mcdrop.sites import Site, own_path
 from mcdrop.snapshot import Adapter
+from mcdrop.supplies import Chosen, Given, Places, Traced
 from mcdrop.switching import numbers_left, renumbered, set_rates, switch_off
 from mcdrop.tracing import EXPORT_LOCK, trace
 

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mcdrop.eager import Neutral, neutral
+from mcdrop.eager import neutral
 from mcdrop.errors import UnsupportedRandomnessError
 from mcdrop.snapshot import Adapter
+from mcdrop.supplies import Neutral
 
 __all__ = ["Flags", "buffers_of", "find_flags", "put_back", "same"]
 
