@@ -192,7 +192,7 @@ class Choice:
             if node.args[0] not in kept:
                 _leave_out(graph, node, before[node.args[0]], program.device)
                 continue
-            for user in node.users:
+            for user in list(node.users):
                 if user.target is alpha_scale:
                     user.args = (*user.args[:2], kept[node.args[0]].p)
         graph.eliminate_dead_code()
@@ -204,12 +204,12 @@ class Choice:
         reason = self.reason(site)
         if site.active and reason is not None and not neutral and site.index not in native:
             raise cannot_leave_out(site, reason)
-        if reason is None and self.needs_network(site, native):
+        if self.needs_network(site, native):
             raise cannot_set(site, self.rate(site))
 
     def needs_network(self, site: Site, native: set[int]) -> bool:
         """Whether the chosen rate can only be set in the network itself: its code uses it, or it draws nothing yet."""
-        if self.is_met(site):
+        if self.is_met(site) or self.reason(site) is not None:
             return False
         return site.index not in native if site.active else site.p in (0.0, 1.0)
 

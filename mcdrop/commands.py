@@ -68,6 +68,9 @@ def export(arguments: argparse.Namespace) -> None:
         masks=arguments.masks,
         dtype=getattr(torch, arguments.dtype),
         engine="graph",
+        include=arguments.include,
+        exclude=arguments.exclude or (),
+        rates=dict(arguments.rates),
         name=arguments.name,
         version=arguments.version,
     )

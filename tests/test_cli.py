@@ -32,6 +32,9 @@ from torch import nn
 def build():
     return nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 3))
 
+def two():
+    return nn.Sequential(nn.Dropout(0.2), nn.AlphaDropout(0.4), nn.Linear(4, 3))
+
 def without_dropout():
     return nn.Sequential(nn.Linear(4, 3))
 
@@ -160,6 +163,11 @@ def test_version_names_what_a_bug_report_needs(capsys):
         (["predict", "folder"], "required: DATA"),
         (["demo", "--port", "70000"], "70000 is no port; expected 0 to 65535"),
         (["demo", "--port", "http"], "argument --port"),
+        (
+            ["export", "nets:build", "--rate", "head", "--task", "raw", "-o", "x"],
+            "'head' is no rate; expected PATTERN=P",
+        ),
+        (["export", "nets:build", "--rate", "a=b", "--task", "raw", "-o", "x"], "'a=b' is no rate"),
     ],
 )
 def test_wrong_usage_is_exit_code_2(arguments, message, capsys):
@@ -302,6 +310,22 @@ def test_rows_that_influence_one_another_are_an_error_unless_allowed(here, capsy
     assert mcdrop(line) == 1
     assert "influence one another" in capsys.readouterr().err
     assert mcdrop(f"{line} --allow-row-interaction") == 0
+
+
+def test_export_with_chosen_sites_and_rates(here, capsys):
+    def export(choice):
+        line = f"export {here}:two --input 'image: float32[batch, 4]' --task raw -o chosen --json {choice}"
+        assert mcdrop(line) == 0
+        return [(site["path"], site["p"], site["reason"]) for site in json.loads(capsys.readouterr().out)["sites"]]
+
+    left_out = [("1", 0.4, None), ("0", 0.2, "excluded by exclude='0'")]
+    assert export("--exclude 0") == left_out
+    assert [(site.path, site.p, site.reason) for site in MCDropout.load("chosen").sites] == left_out
+    assert export("--include '[01]' --include alpha") == [("0", 0.2, None), ("1", 0.4, None)]
+    assert export("--include '#1'")[1] == ("0", 0.2, "not included by include='#1'")
+    assert export("--rate '*=0.5' --rate alpha=0.1") == [("0", 0.5, None), ("1", 0.1, None)]
+    assert mcdrop(f"export {here}:two --input 'image: float32[batch, 4]' --task raw -o no --exclude head") == 1
+    assert "exclude='head' matches no site" in capsys.readouterr().err
 
 
 # ---- predict

@@ -131,7 +131,7 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[tup
 
 def test_python_blocks_print_what_the_readme_says(printed):
     outputs, _ = printed
-    assert len(outputs) == 3
+    assert len(outputs) == 4
     for found, wanted in outputs:
         assert wanted
         assert_same_text(found, wanted)
