@@ -113,6 +113,7 @@ def capture(
             less = renumbered(less, numbers)
             rest = [site for site in program.sites if not site.active]
             less = replace(less, sites=(*less.active_sites, *choice.left_out(off), *rest))
+            choice = choice.forget(off)
         chosen = proved_engine(choice.apply(less), rows, masks=Masks.within(max_memory), merges=merges)
         return Captured(chosen, chosen.program.sites, less, tuple(tuple(o.shape[1:]) for o in outputs), outputs, choice)
 

@@ -114,6 +114,15 @@ class Choice:
     def __bool__(self) -> bool:
         return self.include is not None or bool(self.exclude) or bool(self.rates)
 
+    def forget(self, sites: Iterable[Site]) -> "Choice":
+        """The same choice without the numbers of sites that have lost them."""
+        gone = {f"#{site.index}" for site in sites}
+        return replace(
+            self,
+            exclude=tuple(pattern for pattern in self.exclude if pattern not in gone),
+            rates={pattern: p for pattern, p in self.rates.items() if pattern not in gone},
+        )
+
     def reason(self, site: Site | Place) -> str | None:
         """Why a site is to draw nothing; None where it draws."""
         if self.include is not None and not any(_matches(pattern, site) for pattern in self.include):

@@ -402,6 +402,22 @@ def test_numbers_stay_when_a_draw_by_hand_in_between_is_gone() -> None:
     torch.testing.assert_close(eager.sample(X), mc.sample(X), rtol=1e-6, atol=1e-6)
 
 
+def test_a_draw_by_hand_is_left_out_by_its_number(tmp_path: Path) -> None:
+    by_number = captured(net(OLD, P), exclude=[1], rates={"#1": 0.5})
+    assert inactive(by_number) == {"middle": "excluded by exclude='#1'"}
+    assert torch.equal(by_number.sample(X), without(OLD, "graph").sample(X))
+    by_number.save(tmp_path / "m")
+    again = MCDropout.load(tmp_path / "m")
+    assert repr(again.sites) == repr(by_number.sites)
+    assert torch.equal(again.sample(X), by_number.sample(X))
+
+
+def test_a_rate_set_in_the_network_is_saved(tmp_path: Path) -> None:
+    mc = captured(net(BY_HAND, P), rates={"middle": Q})
+    mc.save(tmp_path / "m")
+    assert torch.equal(MCDropout.load(tmp_path / "m").sample(X), mc.sample(X))
+
+
 def test_a_rate_of_zero_in_the_network_can_be_raised_at_capture() -> None:
     model = net(PLAIN, 0.0)
     mc = captured(model, rates={"middle": Q})
