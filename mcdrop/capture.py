@@ -33,7 +33,7 @@ from mcdrop.program import Program
 from mcdrop.proofs import PROOF_SEED, gap, neutral_outputs, proved_engine, rounding, rows_interact, with_layout
 from mcdrop.sites import Site, own_path
 from mcdrop.snapshot import Adapter
-from mcdrop.supplies import Chosen, Given, Places, Traced
+from mcdrop.supplies import Chosen, Drawn, Given, Places, Traced
 from mcdrop.switching import numbers_left, renumbered, set_rates, switch_off
 from mcdrop.tracing import EXPORT_LOCK, trace
 
@@ -56,6 +56,8 @@ class Captured:
     output_shapes: tuple[tuple[int, ...], ...]  # of one row, without the batch axis
     output_example: tuple[Tensor, ...]
     choice: Choice = field(default_factory=Choice)
+    always: tuple[Drawn, ...] = ()  # what the network draws in evaluation mode too
+    reason: str | None = None  # why there is no program
 
 
 def capture(
@@ -82,7 +84,8 @@ def capture(
         flags = find_flags(network, rows)
         buffers = buffers_of(network)
         if engine == "eager":
-            return _eager(network, specs, rows, flags, allow_row_interaction, choice)
+            captured = _eager(network, specs, rows, flags, allow_row_interaction, choice)
+            return replace(captured, reason="The eager engine was asked for.")
         try:
             if flags.foreign:
                 raise CaptureError("the network draws random numbers outside of PyTorch (Python or NumPy)")
@@ -96,7 +99,7 @@ def capture(
                 f"Reason: {error}",
                 stacklevel=3,
             )
-            return captured
+            return replace(captured, reason=str(error))
         choice.check((*program.sites, *_flag_sites(flags)))
         set_in_network = [site for site in program.sites if choice.needs_network(site, native_sites(program))]
         if set_in_network:
@@ -115,7 +118,8 @@ def capture(
             less = replace(less, sites=(*less.active_sites, *choice.left_out(off), *rest))
             choice = choice.forget(off)
         chosen = proved_engine(choice.apply(less), rows, masks=Masks.within(max_memory), merges=merges)
-        return Captured(chosen, chosen.program.sites, less, tuple(tuple(o.shape[1:]) for o in outputs), outputs, choice)
+        shapes = tuple(tuple(o.shape[1:]) for o in outputs)
+        return Captured(chosen, chosen.program.sites, less, shapes, outputs, choice, flags.always)
 
 
 def _traced(
@@ -180,7 +184,8 @@ def _no_dropout(model: nn.Module, sites: Sequence[Site], flags: Flags) -> NoDrop
         return NoDropoutError(
             f"{name} has {len(sites)} stochastic site{'s' * (len(sites) != 1)} and none is active, so "
             "every sample would "
-            f"be the same ({listed}). Train the network with a rate above 0."
+            f"be the same ({listed}). Train the network with a rate above 0.",
+            sites,
         )
     idle = [path for path, module in model.named_modules() if getattr(module, "p", None) == 0]
     if idle:
@@ -298,7 +303,7 @@ def _eager(
     if not stochastic:
         raise _no_dropout(network.network, (), flags)
     shapes = tuple(tuple(o.shape[1:]) for o in outputs)
-    return Captured(engine, sites, None, shapes, tuple(o.clone() for o in outputs), choice)
+    return Captured(engine, sites, None, shapes, tuple(o.clone() for o in outputs), choice, flags.always)
 
 
 def _chosen(

@@ -256,16 +256,28 @@ def _add_inspect(commands: Any) -> None:
             metavar="TASK",
             help=f"of a network: {', '.join(TASKS)} (default: raw)",
         )
+        parser.add_argument(
+            "--data", type=Path, metavar="FILE", help="rows on which to measure the sites: .npy, .npz or .csv"
+        )
+        parser.add_argument(
+            "--targets", type=Path, metavar="FILE", help="their known answers, to score predictions: .npy, .npz or .csv"
+        )
+        parser.add_argument(
+            "--num-samples", type=int, metavar="N", help="passes to measure with (default: the model's)"
+        )
         parser.add_argument("--json", action="store_true", help="print it as JSON")
 
     commands.add_parser(
         "inspect",
         fill=fill,
-        usage="%(prog)s MODEL [--input SPEC] [--weights FILE] [--json]",
-        help="list what is random in a network, and what a prediction costs",
-        description="List every place where a network draws noise, what runs once per row, and what\nonce per pass.",
+        usage="%(prog)s MODEL [--input SPEC] [--data FILE] [--targets FILE] [--json]",
+        help="report whether a network is fit for Monte Carlo dropout, and why",
+        description="Report on a network: what speaks against its dropout and what to do about it, every\n"
+        "place where it draws noise, what runs once per row and what once per pass. With --data,\n"
+        "also what each place contributes, and with --targets how good predictions are with and\n"
+        "without dropout. A network that cannot be sampled gets a report too.",
         epilog="examples:\n"
-        "  mcdrop inspect models/pets\n"
+        "  mcdrop inspect models/pets --data photos.npy --targets labels.npy\n"
         '  mcdrop inspect models:build --input "image: float32[batch, 1, 28, 28]"\n',
     )
 

@@ -10,6 +10,7 @@ row's index in its request; many threads may ask one object at the same time.
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -37,13 +38,14 @@ from mcdrop.masks import Masks
 from mcdrop.moments import accumulator, check_passes
 from mcdrop.prediction import Prediction
 from mcdrop.program import Program
+from mcdrop.report import Report, Subject, report_on
 from mcdrop.sampling import Collector, Run, Sampler, plain
 from mcdrop.site_table import Sites
 from mcdrop.snapshot import Adapter, private_copy, read_example
 from mcdrop.statistics import check_levels
 from mcdrop.tasks import OutputKind, Task, TaskName
 
-__all__ = ["MCDropout"]
+__all__ = ["MCDropout", "dropout_modules"]
 
 MaskMode = Literal["shared", "independent"]
 
@@ -79,6 +81,8 @@ class MCDropout:
         CaptureError: the network cannot be captured faithfully.
         InputError, SettingError: an argument does not fit.
     """
+
+    _modules: Mapping[str, float] = MappingProxyType({})  # nothing is known of them where there is only a program
 
     def __init__(
         self,
@@ -138,6 +142,7 @@ class MCDropout:
             )
         kind.check_outputs(captured.output_example)
         self._setup(kind, example.signature, captured, num_samples, seed, masks, name, version, max_memory)
+        self._modules = dropout_modules(copied)
 
     def _setup(
         self,
@@ -351,6 +356,57 @@ class MCDropout:
             make_sink=make,
         )
 
+    # ---- what an expert would say about it
+
+    def inspect(self, inputs: Any = None, targets: Any = None, *, num_samples: int | None = None) -> Report:
+        """A report about the network: its sites, what a prediction costs, and findings with what to do about them.
+
+        Args:
+            inputs: rows in the form of the example, on which to measure what each site contributes.
+            targets: their known answers, to score predictions with and without dropout.
+            num_samples: passes to measure with, at least 2; the default of this object if None.
+
+        Raises:
+            InputError, SettingError: inputs or targets do not fit the model.
+        """
+        return report_on(self.subject(num_samples), inputs, targets)
+
+    def subject(self, num_samples: int | None = None) -> Subject:
+        """What `mcdrop.report` takes."""
+        facts = {
+            "name": self.name or "unnamed",
+            "version": self.version,
+            "task": self.task.name,
+            "class_names": self.task.class_names,
+            "inputs": [str(spec) for spec in self.signature.inputs],
+            "defaults": {"num_samples": self.num_samples, "seed": self.seed, "masks": self.masks},
+            "device": str(self.device),
+        }
+        count = self.num_samples if num_samples is None else num_samples
+        check_num_samples(count)
+
+        def predict(inputs: Sequence[Tensor], count: int, program: Program | None) -> Prediction:
+            twin = self if program is None else self._with_program(program)
+            return twin(tuple(inputs), num_samples=count, masks="independent").cpu()
+
+        return Subject(facts, self._captured, self.task, self.signature, self._modules, max(int(count), 2), predict)
+
+    def _with_program(self, program: Program) -> "MCDropout":
+        """The same model with another program, which is not proved: it runs pass by pass."""
+        engine = GraphEngine(program, "loop", Masks.within(self._max_memory))
+        engine.merges = self._engine.merges
+        return self._twin(replace(self._captured, engine=engine, sites=program.sites, program=program))
+
+    def _twin(self, captured: Captured) -> "MCDropout":
+        """The same model with another engine."""
+        twin = object.__new__(type(self))
+        twin._setup(
+            self.task, self.signature, captured, self.num_samples, self.seed, self.masks, self.name, self.version,
+            self._max_memory,
+        )  # fmt: skip
+        twin._modules = self._modules
+        return twin
+
     # ---- regression noise
 
     def fit_noise_variance(self, inputs: Any, targets: Any, *, num_samples: int | None = None) -> float:
@@ -462,13 +518,13 @@ class MCDropout:
         choice = self._captured.choice
         engine = GraphEngine(choice.apply(moved), self._engine.mode, Masks.within(self._max_memory))
         engine.merges, engine.joins = self._engine.merges, self._engine.joins
-        twin = object.__new__(type(self))
-        captured = Captured(engine, self.sites, moved, self._captured.output_shapes, (), choice)
-        twin._setup(
-            self.task, self.signature, captured, self.num_samples, self.seed, self.masks, self.name, self.version,
-            self._max_memory,
-        )  # fmt: skip
-        return twin
+        return self._twin(replace(self._captured, engine=engine, program=moved, output_example=()))
+
+
+def dropout_modules(network: nn.Module) -> dict[str, float]:
+    """The paths of PyTorch's dropout modules in a network, each with its rate."""
+    kinds = nn.modules.dropout._DropoutNd
+    return {path: float(module.p) for path, module in network.named_modules() if isinstance(module, kinds)}
 
 
 def _array(value: Tensor) -> Any:
