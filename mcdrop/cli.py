@@ -265,17 +265,19 @@ def _add_inspect(commands: Any) -> None:
         parser.add_argument(
             "--num-samples", type=int, metavar="N", help="passes to measure with (default: the model's)"
         )
+        _add_choice(parser)
         parser.add_argument("--json", action="store_true", help="print it as JSON")
 
     commands.add_parser(
         "inspect",
         fill=fill,
-        usage="%(prog)s MODEL [--input SPEC] [--data FILE] [--targets FILE] [--json]",
+        usage="%(prog)s MODEL [--input SPEC] [--data FILE [--targets FILE]]",
         help="report whether a network is fit for Monte Carlo dropout, and why",
-        description="Report on a network: what speaks against its dropout and what to do about it, every\n"
-        "place where it draws noise, what runs once per row and what once per pass. With --data,\n"
-        "also what each place contributes, and with --targets how good predictions are with and\n"
-        "without dropout. A network that cannot be sampled gets a report too.",
+        description="Report on a network: what speaks against its dropout and what to do about it,\n"
+        "every place where it draws noise, what runs once per row and what once per pass.\n"
+        "With --data also what each place contributes, and with --targets how good\n"
+        "predictions are with and without dropout. A network that cannot be sampled gets\n"
+        "a report too.",
         epilog="examples:\n"
         "  mcdrop inspect models/pets --data photos.npy --targets labels.npy\n"
         '  mcdrop inspect models:build --input "image: float32[batch, 1, 28, 28]"\n',

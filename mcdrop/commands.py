@@ -93,7 +93,9 @@ def inspect(arguments: argparse.Namespace) -> None:
     folder = Path(arguments.model)
     targets = None if arguments.targets is None else read_targets(arguments.targets)
     if folder.is_dir() or ":" not in arguments.model:
-        mc = MCDropout.load(folder)
+        mc = MCDropout.load(
+            folder, include=arguments.include, exclude=arguments.exclude, rates=dict(arguments.rates) or None
+        )
         inputs = None if arguments.data is None else read_inputs(arguments.data, mc.signature)
         report = mc.inspect(inputs, targets, num_samples=arguments.num_samples)
         name = mc.name or folder.resolve().name
@@ -123,6 +125,9 @@ def _inspect_network(arguments: argparse.Namespace, targets: Any) -> Report:
             task=arguments.task,
             num_samples=64 if arguments.num_samples is None else arguments.num_samples,
             dynamic=dynamic,
+            include=arguments.include,
+            exclude=arguments.exclude or (),
+            rates=dict(arguments.rates),
             allow_row_interaction=arguments.allow_row_interaction,
         )
 

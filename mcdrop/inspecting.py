@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mcdrop.choosing import Pattern, Patterns
 from mcdrop.eager import EagerEngine, global_generators, neutral
 from mcdrop.errors import CaptureError, McdropError, NoDropoutError, RowsInteractError, SettingError
 from mcdrop.findings import Evidence, judge
@@ -36,6 +37,9 @@ def inspect(
     class_axis: int = -1,
     class_names: Sequence[str] | None = None,
     dynamic: Mapping[Any, Any] | None = None,
+    include: Patterns | None = None,
+    exclude: Patterns = (),
+    rates: Mapping[Pattern, float] | None = None,
     allow_row_interaction: bool = False,
 ) -> Report:
     """What an expert would say about a network: its sites, its cost, and what speaks against its dropout.
@@ -50,7 +54,8 @@ def inspect(
         targets: the known answers of `inputs`: class numbers, 0 and 1, or values.
         task: what the output means; it decides in which unit variances are.
         num_samples: passes to measure with, at least 2.
-        seed, output, output_kind, class_axis, class_names, dynamic, allow_row_interaction: as for `MCDropout`.
+        seed, output, output_kind, class_axis, class_names, dynamic, include, exclude, rates, allow_row_interaction: as
+            for `MCDropout`.
 
     Raises:
         InputError, SettingError: an argument does not fit the network.
@@ -60,7 +65,7 @@ def inspect(
     settings: dict[str, Any] = {
         "task": task, "output": output, "output_kind": output_kind, "class_axis": class_axis,
         "class_names": class_names, "dynamic": dynamic, "num_samples": num_samples, "seed": seed,
-        "name": type(model).__name__,
+        "include": include, "exclude": exclude, "rates": rates, "name": type(model).__name__,
     }  # fmt: skip
     failure: McdropError | None = None
     try:

@@ -179,6 +179,28 @@ class Path(nn.Module):
         return x * kept.div_(1 - P)
 
 
+class Patches(nn.Module):
+    """ViT: dropout acts on tokens, made of maps by a transposition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(P)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(x.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+class Sum(nn.Module):
+    """A residual sum."""
+
+    def __init__(self, branch: nn.Module) -> None:
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x)
+
+
 class Counting(nn.Module):
     """Its dropout is always on; with `counts` the answer depends on how often it was asked, which no graph knows."""
 

@@ -80,9 +80,7 @@ def assert_variances_alone(activation: nn.Module, row: Tensor, truths: list[floa
         deviations = every.outputs - every.mean(every.outputs)
         second, fourth = (every.expectation(deviations**power) for power in (2, 4))
         error = ((fourth - second**2 * (passes - 3) / (passes - 1)) / passes / rows).sqrt().mean()
-        band = norm.isf(FALSE_ALARM / 2 / len(truths)) * float(
-            error
-        )  # outputs wholly correlated at worst
+        band = norm.isf(FALSE_ALARM / 2 / len(truths)) * float(error)  # outputs wholly correlated at worst
         assert band < 0.025 * truth
         assert abs(site.variance_alone - truth) < band, f"{site.variance_alone:.5g}; expected {truth:.5g} +- {band:.2g}"
 
