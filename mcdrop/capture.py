@@ -57,7 +57,7 @@ class Captured:
     output_example: tuple[Tensor, ...]
     choice: Choice = field(default_factory=Choice)
     always: tuple[Drawn, ...] = ()  # what the network draws in evaluation mode too
-    reason: str | None = None  # why there is no program
+    reason: str | None = None  # why there is no program, where one was wanted
 
 
 def capture(
@@ -84,8 +84,7 @@ def capture(
         flags = find_flags(network, rows)
         buffers = buffers_of(network)
         if engine == "eager":
-            captured = _eager(network, specs, rows, flags, allow_row_interaction, choice)
-            return replace(captured, reason="The eager engine was asked for.")
+            return _eager(network, specs, rows, flags, allow_row_interaction, choice)
         try:
             if flags.foreign:
                 raise CaptureError("the network draws random numbers outside of PyTorch (Python or NumPy)")

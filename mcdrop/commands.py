@@ -92,6 +92,17 @@ def export(arguments: argparse.Namespace) -> None:
 def inspect(arguments: argparse.Namespace) -> None:
     folder = Path(arguments.model)
     targets = None if arguments.targets is None else read_targets(arguments.targets)
+    with open_console(stderr=True).status("inspecting"):
+        report = _inspected(arguments, folder, targets)
+    if arguments.json:
+        print(json.dumps(report.to_dict(), allow_nan=False))
+    else:
+        console = open_console()
+        for part in renderables(report):
+            console.print(part)
+
+
+def _inspected(arguments: argparse.Namespace, folder: Path, targets: Any) -> Report:
     if folder.is_dir() or ":" not in arguments.model:
         mc = MCDropout.load(
             folder, include=arguments.include, exclude=arguments.exclude, rates=dict(arguments.rates) or None
@@ -102,13 +113,7 @@ def inspect(arguments: argparse.Namespace) -> None:
     else:
         report = _inspect_network(arguments, targets)
         name = arguments.model
-    report = replace(report, model={**report.model, "name": name})
-    if arguments.json:
-        print(json.dumps(report.to_dict(), allow_nan=False))
-    else:
-        console = open_console()
-        for part in renderables(report):
-            console.print(part)
+    return replace(report, model={**report.model, "name": name})
 
 
 def _inspect_network(arguments: argparse.Namespace, targets: Any) -> Report:

@@ -76,7 +76,7 @@ class Placement:
         batch_norm: whether BatchNorm reads the result, at most behind pooling and functions like ReLU.
         batch_norm_joined: whether it does so after the result was joined with other channels.
         on_output: whether the result is the output, at most behind a softmax or pooling.
-        unit_wise_on_maps: whether single positions of convolutional maps are masked.
+        unit_wise_on_maps: whether single positions of convolutional maps are masked that are read as maps.
         weighted_after: number of operations with weights or products that the noise reaches.
     """
 
@@ -155,6 +155,8 @@ class _Graph:
         of_norm = [any(self.names[node] == "batch_norm" for node in nodes) for nodes in (near, joined)]
         place = self._place(site, family, applications, sources)
         pooled = any(self.names[node] in _POOL for node in family)
+        maps = self.readers(applications, _MOVES | _HOMOGENEOUS | _ACTIVATIONS)
+        read_as_maps = any(self.names[node] not in _PRODUCTS for node in maps)  # not flat, by a linear layer alone
         return Placement(
             masks=masks,
             place=place,
@@ -162,7 +164,11 @@ class _Graph:
             batch_norm=masks and of_norm[0],
             batch_norm_joined=masks and of_norm[1] and not of_norm[0],
             on_output=masks and any(node.op == "output" for node in ends),
-            unit_wise_on_maps=masks and place == "convolutional" and not pooled and _is_unit_wise(site),
+            unit_wise_on_maps=masks
+            and place == "convolutional"
+            and read_as_maps
+            and not pooled
+            and _is_unit_wise(site),
             weighted_after=sum(self.names[node] in _WEIGHTED for node in self._downstream(draw)),
         )
 
@@ -227,6 +233,6 @@ class _Graph:
                     yield user
 
 
-def _is_unit_wise(site: Site) -> bool:
+def _unit_wise(site: Site) -> bool:
     """Whether a draw of shape (batch, channels, *space) differs from position to position and from map to map."""
     return len(site.shape) > 2 and site.shape[1] != 1 and any(size != 1 for size in site.shape[2:])

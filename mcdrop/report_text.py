@@ -117,6 +117,9 @@ def _sites(report: "Report") -> Iterator[RenderableType]:
     measured = any(site.variance_alone is not None for site in report.sites)
     columns = ["#", "module", "kind", "p", "mask of one pass", *["variance alone"] * measured, "source"]
     table = new_table(columns, numeric=("#", "p", "variance alone"))
+    for column in table.columns:
+        column.overflow = "fold"  # a long path goes on in the next line, whole
+        column.no_wrap = str(column.header) in ("kind", "source")
     for site in report.sites:
         cells = [
             str(site.index) if site.active else "",

@@ -233,12 +233,12 @@ class TransformerBlock(nn.Module):
     """One block on (batch, 4, 6): `post` as BERT has it (dropout, residual sum, LayerNorm), else as ViT has it, with
     DropPath."""
 
-    def __init__(self, post: bool) -> None:
+    def __init__(self, post: bool, p: float = 0.1) -> None:
         super().__init__()
         self.embed, self.attention = nn.Linear(6, 8), nn.MultiheadAttention(8, 2, dropout=0.1, batch_first=True)
         self.norm1, self.norm2 = nn.LayerNorm(8), nn.LayerNorm(8)
         self.up, self.down, self.pool, self.outer = nn.Linear(8, 16), nn.Linear(16, 8), nn.Linear(8, 8), nn.Linear(8, 3)
-        self.drops = nn.ModuleList(nn.Dropout(0.1) for _ in range(5))
+        self.drops = nn.ModuleList(nn.Dropout(p) for _ in range(5))
         self.paths = nn.ModuleList(nn.Identity() if post else Path(False) for _ in range(2))
         self.post = post
 

@@ -133,6 +133,13 @@ CASES = (
         lambda: nets.on_maps(nets.Patches()),
         IMAGE,
     ),
+    Case(  # PyTorch's example for MNIST, and AlexNet, drop what a linear layer reads
+        "unit-wise-on-maps",
+        lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.Dropout(P), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 3)),
+        "1",
+        lambda: nn.Sequential(nn.Conv2d(2, 4, 3), nn.MaxPool2d(2), nn.Dropout(P), nn.Flatten(), nn.Linear(16, 3)),
+        IMAGE,
+    ),
     Case("last-layer-only", small_head, "", vgg_head),
     Case(
         "input-rate",
@@ -148,6 +155,13 @@ CASES = (
     ),
     Case("unusual-rate", all_dropped, "4", lambda: nets.classifier(0.5)),
     Case("unusual-rate", lambda: nets.classifier(0.01), "4", lambda: nets.classifier(0.2)),
+    Case(
+        "unusual-rate",
+        lambda: nets.TransformerBlock(True, p=0.5),
+        "drops.2",
+        lambda: nets.TransformerBlock(True, p=0.05),
+        STEPS,
+    ),
     Case(
         "rate-one",
         lambda: nets.head(nn.Dropout(1.0), nn.Linear(8, 8), nn.Dropout(P), nn.Linear(8, 3)),
@@ -206,12 +220,26 @@ def test_a_healthy_network_has_no_warning(name):
 @pytest.mark.parametrize("network", [each for each in HUGGING_FACE if each.name == "ViT, sdpa"], ids=lambda n: n.name)
 def test_networks_of_transformers_have_no_warning(network: Network):
     pytest.importorskip(network.needs)
-    assert [each.code for each in findings(network.build, network.example(3)) if each.severity != "note"] == []
+    report = mcdrop.inspect(network.build(), network.example(3))
+    assert [each.code for each in report.findings if each.severity != "note"] == []
 
 
 def test_places_with_one_reason_are_one_finding():
     (found,) = (each for each in findings(all_dropped, VECTOR) if each.code == "unusual-rate")
     assert [place.path for place in found.places] == ["4", "7"]
+
+
+def test_an_lstm_of_one_layer_has_no_dropout():
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = nn.LSTM(6, 3, dropout=P, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.lstm(x)[0][:, -1]
+
+    found = {each.code: [place.path for place in each.places] for each in findings(Last, STEPS)}
+    assert found == {"no-dropout": [""], "recurrent-one-layer": ["lstm"]}
 
 
 def test_the_gravest_come_first():

@@ -4,8 +4,6 @@ from collections.abc import Iterator
 
 from mcdrop.findings.table import NETWORK, Evidence, Place, finding
 
-__all__: list[str] = []
-
 
 @finding(
     "dropout-before-batchnorm",

@@ -8,8 +8,6 @@ from mcdrop.findings.table import NETWORK, Evidence, Place, finding, place_of
 from mcdrop.flags import RRELU
 from mcdrop.sites import UNREACHED, Site
 
-__all__: list[str] = []
-
 _SURE = 20.0  # so many units dropped on average, and none is by chance: e^-20
 
 
