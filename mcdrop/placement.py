@@ -61,6 +61,8 @@ _ATTENTION = frozenset({"scaled_dot_product_attention"})
 _PRODUCTS = frozenset({"linear", "addmm", "matmul", "mm", "bmm", "baddbmm", "einsum", "bilinear"})
 _WEIGHTED = _CONVOLUTIONS | _RECURRENT | _ATTENTION | _PRODUCTS
 _APPLIES = frozenset({"scale", "alpha_scale", "mul", "where", "masked_fill"})
+_LIKE = frozenset({f"{value}_like" for value in ("zeros", "ones", "full", "empty")})
+_LIKE |= {f"new_{value}" for value in ("zeros", "ones", "full", "empty")}  # of another tensor they take the shape alone
 _MOVES = _LAYOUT | _RESCALE | _MASKS
 
 
@@ -70,8 +72,8 @@ class Placement:
 
     Attributes:
         masks: whether it multiplies or replaces activations (rather than being added to them, say).
-        place: "input", "fully connected", "convolutional", "recurrent", "transformer", "weights" or "path" (a whole
-            branch of a row).
+        place: "input", "fully connected", "convolutional", "recurrent", "transformer", "weights", "blocks" (of
+            maps) or "path" (a whole branch of a row).
         activation: the non-linear function that reads the result and for which the order matters, or None.
         batch_norm: whether BatchNorm reads the result, at most behind pooling and functions like ReLU.
         batch_norm_joined: whether it does so after the result was joined with other channels.
@@ -118,7 +120,8 @@ class _Graph:
         self.constants: set[Node] = set()  # what is made of weights and sizes alone
         for node in self.nodes:
             made = node.op == "call_function" and node.target is not noise
-            if node.op == "get_attr" or is_size(node) or (made and self.constants.issuperset(node.all_input_nodes)):
+            made = made and (self.names[node] in _LIKE or self.constants.issuperset(node.all_input_nodes))
+            if node.op == "get_attr" or is_size(node) or made:
                 self.constants.add(node)
         self.transformer = any(
             name in _ATTENTION or (name in ("softmax", "_softmax") and self._weighs(node))
@@ -141,34 +144,29 @@ class _Graph:
                 family.add(node)
             else:
                 applications.append(node)
+        masked = [node for node in applications if self.names[node] in _APPLIES]
         sources = [
             parent
-            for node in applications
+            for node in masked
             for parent in node.all_input_nodes
             if parent not in family and parent not in self.constants
         ]
-        masks = any(self.names[node] in _APPLIES for node in applications)
-        near = self.readers(applications, _MOVES | _POOL | _HOMOGENEOUS)
-        joined = self.readers(applications, _MOVES | _POOL | _HOMOGENEOUS | {"cat"})
-        ends = self.readers(applications, _MOVES | _POOL | _HOMOGENEOUS | _ACTIVATIONS)
+        near = self.readers(masked, _MOVES | _POOL | _HOMOGENEOUS)
+        joined = self.readers(masked, _MOVES | _POOL | _HOMOGENEOUS | {"cat"})
+        ends = self.readers(masked, _MOVES | _POOL | _HOMOGENEOUS | _ACTIVATIONS)
         activations = sorted(self.names[node].strip("_") for node in near if self.names[node] in _ACTIVATIONS)
         of_norm = [any(self.names[node] == "batch_norm" for node in nodes) for nodes in (near, joined)]
         place = self._place(site, family, applications, sources)
-        pooled = any(self.names[node] in _POOL for node in family)
-        maps = self.readers(applications, _MOVES | _HOMOGENEOUS | _ACTIVATIONS)
+        maps = self.readers(masked, _MOVES | _HOMOGENEOUS | _ACTIVATIONS)
         read_as_maps = any(self.names[node] not in _PRODUCTS for node in maps)  # not flat, by a linear layer alone
         return Placement(
-            masks=masks,
+            masks=bool(masked),
             place=place,
-            activation=activations[0] if masks and activations else None,
-            batch_norm=masks and of_norm[0],
-            batch_norm_joined=masks and of_norm[1] and not of_norm[0],
-            on_output=masks and any(node.op == "output" for node in ends),
-            unit_wise_on_maps=masks
-            and place == "convolutional"
-            and read_as_maps
-            and not pooled
-            and _is_unit_wise(site),
+            activation=activations[0] if activations else None,
+            batch_norm=of_norm[0],
+            batch_norm_joined=of_norm[1] and not of_norm[0],
+            on_output=any(node.op == "output" for node in ends),
+            unit_wise_on_maps=place == "convolutional" and read_as_maps and _unit_wise(site),
             weighted_after=sum(self.names[node] in _WEIGHTED for node in self._downstream(draw)),
         )
 
@@ -183,6 +181,8 @@ class _Graph:
             return "path"
         if any(origin in self.floats for origin in self.origins(sources, _LAYOUT | _RESCALE | _SHIFT, constants=True)):
             return "input"
+        if any(self.names[node] in _POOL for node in family):
+            return "blocks"
         on_maps = _HOMOGENEOUS | _ACTIVATIONS | _NORMS | _MASKS | _SHIFT | (_POOL - _GLOBAL) | {"mul", "cat", "clone"}
         if any(self.names[origin] in _CONVOLUTIONS for origin in self.origins(sources, on_maps)):
             return "convolutional"

@@ -190,6 +190,34 @@ class Patches(nn.Module):
         return self.drop(x.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
+class Blocks(nn.Module):
+    """DropBlock (Ghiasi et al. 2018): corners are drawn, and grow to blocks by pooling."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        corners = F.dropout(torch.ones_like(x), 0.02) == 0
+        return x * (1 - F.max_pool2d(corners.to(x.dtype), 3, 1, 1))
+
+
+class Unrolled(nn.Module):
+    """A recurrent network step by step on (batch, 4, 6), one mask for the states of all steps (Gal & Ghahramani 2016).
+
+    The first state is 0, so that the first masked state is as constant as a weight. `late` masks what tanh reads.
+    """
+
+    def __init__(self, late: bool) -> None:
+        super().__init__()
+        self.into, self.over, self.outer, self.late = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3), late
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.new_zeros(x.shape[0], 8)
+        mask = F.dropout(torch.ones_like(h), P, self.training)
+        for step in self.into(x).unbind(1):
+            h = torch.tanh(mask * (step + self.over(h)) if self.late else step + self.over(mask * h))
+        return self.outer(h)
+
+
 class Sum(nn.Module):
     """A residual sum."""
 

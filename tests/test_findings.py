@@ -104,6 +104,7 @@ CASES = (
         "1",
         lambda: nn.Sequential(nn.Linear(6, 8), nn.SELU(), nn.AlphaDropout(P), nn.Linear(8, 3)),
     ),
+    Case("dropout-before-activation", lambda: nets.Unrolled(True), "", lambda: nets.Unrolled(False), STEPS),
     Case(
         "dropout-on-output",
         lambda: nets.head(nn.Linear(8, 3), nn.Dropout(P), nn.Softmax(-1)),
@@ -132,6 +133,9 @@ CASES = (
         "1",
         lambda: nets.on_maps(nets.Patches()),
         IMAGE,
+    ),
+    Case(
+        "unit-wise-on-maps", lambda: nets.on_maps(nn.AlphaDropout(P)), "1", lambda: nets.on_maps(nets.Blocks()), IMAGE
     ),
     Case(  # PyTorch's example for MNIST, and AlexNet, drop what a linear layer reads
         "unit-wise-on-maps",

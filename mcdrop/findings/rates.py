@@ -30,6 +30,8 @@ USUAL: dict[str, Usual] = {
     "path": Usual("up to 0.2, in very deep networks up to 0.5", 0.0, 0.5),
 }
 
+_ANY = Usual("any", 0.0, 1.0)  # where blocks start: the rate of dropping depends on their size
+
 
 @finding(
     "input-rate",
@@ -57,7 +59,7 @@ def _input_rate(evidence: Evidence) -> Iterator[tuple[Place, str]]:
 )
 def _unusual_rate(evidence: Evidence) -> Iterator[tuple[Place, str]]:
     for site, place, placement in evidence.placed:
-        usual = USUAL[placement.place]
+        usual = USUAL.get(placement.place, _ANY)
         on_input = placement.place == "input" and (site.p or 0) > HIGHEST_ON_INPUT + _ROUNDING
         if site.p is None or (not placement.masks and placement.place != "weights") or on_input:
             continue
