@@ -49,8 +49,8 @@ def inspect(
     Args:
         model: any `nn.Module`.
         example_inputs: with which to capture it, batch first, as for `MCDropout`.
-        inputs: rows in the form of the example, on which to measure what each site contributes; None to measure
-            nothing.
+        inputs: rows in the form of the example, on which to measure what each site contributes, by a prediction for
+            every site; None to measure nothing.
         targets: the known answers of `inputs`: class numbers, 0 and 1, or values.
         task: what the output means; it decides in which unit variances are.
         num_samples: passes to measure with, at least 2.

@@ -362,7 +362,8 @@ class MCDropout:
         """A report about the network: its sites, what a prediction costs, and findings with what to do about them.
 
         Args:
-            inputs: rows in the form of the example, on which to measure what each site contributes.
+            inputs: rows in the form of the example, on which to measure what each site contributes; it takes a
+                prediction for every site.
             targets: their known answers, to score predictions with and without dropout.
             num_samples: passes to measure with, at least 2; the default of this object if None.
 

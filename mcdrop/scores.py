@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from mcdrop.errors import InputError, SettingError
@@ -25,7 +26,7 @@ Gap = Mapping[str, float]
 _PROBABILITIES = ("classification", "binary", "multilabel")
 
 
-def read_targets(task: Task, targets: Any, mean: Tensor) -> Tensor:
+def read_targets(task: Task, targets: Any, mean: Float[Tensor, "batch *rest"]) -> Shaped[Tensor, "batch ..."]:
     """Targets that fit a `mean` of shape (batch, ...): class numbers without the class axis, 0 and 1, or values.
 
     Raises:
@@ -55,7 +56,7 @@ def read_targets(task: Task, targets: Any, mean: Tensor) -> Tensor:
     return found.long()
 
 
-def scores(task: Task, mean: Tensor, targets: Tensor) -> dict[str, float]:
+def scores(task: Task, mean: Float[Tensor, "batch *rest"], targets: Shaped[Tensor, "batch ..."]) -> dict[str, float]:
     """The scores of predictions, averaged over rows and outputs.
 
     `nll` (nats), `brier` (0 to 2 over several classes, 0 to 1 for yes or no) and `accuracy` (0 to 1) where the mean is
@@ -77,7 +78,7 @@ def scores(task: Task, mean: Tensor, targets: Tensor) -> dict[str, float]:
     return {"nll": float(nll.mean()), "brier": float(brier.mean()), "accuracy": float(right.double().mean())}
 
 
-def gap(task: Task, deterministic: Tensor, mean: Tensor) -> Gap:
+def gap(task: Task, deterministic: Float[Tensor, "batch *rest"], mean: Float[Tensor, "batch *rest"]) -> Gap:
     """How far the deterministic prediction and the mean over passes are apart, over rows and outputs.
 
     `mean` and `largest` absolute difference; where the task has labels, `labels` is the share that differ.
@@ -93,7 +94,9 @@ def gap(task: Task, deterministic: Tensor, mean: Tensor) -> Gap:
     return found
 
 
-def passes_for(task: Task, variance: Tensor, standard_error: float = STANDARD_ERROR) -> dict[str, int]:
+def passes_for(
+    task: Task, variance: Float[Tensor, "batch *rest"], standard_error: float = STANDARD_ERROR
+) -> dict[str, int]:
     """How many passes bring the standard error of the mean down: for the `typical` (median) output and the `largest`.
 
     The n at which sqrt((s^2 + 1/n) / n) reaches it for a probability, whose s can be 0 by luck, and s / sqrt(n) for a
