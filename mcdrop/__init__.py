@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         SettingError,
         UnsupportedRandomnessError,
     )
+    from mcdrop.inspecting import inspect
     from mcdrop.prediction import (
         BinaryPrediction,
         ClassificationPrediction,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         RegressionPrediction,
     )
     from mcdrop.predictor import MCDropout
+    from mcdrop.report import Report
 
 __version__ = "0.1.0"
 
@@ -45,16 +47,20 @@ __all__ = [
     "Prediction",
     "RawPrediction",
     "RegressionPrediction",
+    "Report",
     "RowsInteractError",
     "SettingError",
     "UnsupportedRandomnessError",
+    "inspect",
 ]
+
+_MODULES = {"MCDropout": "predictor", "Report": "report", "inspect": "inspecting"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'mcdrop' has no attribute {name!r}")
-    module = "predictor" if name == "MCDropout" else "prediction" if name.endswith("Prediction") else "errors"
+    module = _MODULES.get(name, "prediction" if name.endswith("Prediction") else "errors")
     return getattr(importlib.import_module(f"mcdrop.{module}"), name)
 
 

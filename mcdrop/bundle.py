@@ -189,6 +189,14 @@ def _is_names(value: Any) -> bool:
     return value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value))
 
 
+def _is_patterns(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str | int) for item in value))
+
+
+def _is_rates(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(p, int | float) for p in value.values())
+
+
 _META: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "name": (lambda value: isinstance(value, str) or value is None, "a text"),
     "version": (lambda value: isinstance(value, str), "a text"),
@@ -197,6 +205,9 @@ _META: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "num_samples": (_is_count, "a whole number of at least 1"),
     "seed": (lambda value: type(value) is int, "a whole number"),
     "masks": (lambda value: value in ("shared", "independent"), "'shared' or 'independent'"),
+    "include": (lambda value: value is None or _is_patterns(value), "null, a pattern or a list of patterns"),
+    "exclude": (_is_patterns, "a pattern or a list of patterns"),
+    "rates": (_is_rates, "an object of rates by pattern"),
     "keyword": (lambda value: isinstance(value, bool), "true or false"),
 }
 

@@ -14,28 +14,32 @@ not put back.
 
 import copy
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from mcdrop.draws import alpha_scale, bernoulli, noise, scale
-from mcdrop.eager import EagerEngine, Given, Traced, drawing, global_generators, neutral
-from mcdrop.engine import Engine, GraphEngine, Mode
+from mcdrop.choosing import Choice, cannot_leave_out, cannot_set, native_sites
+from mcdrop.eager import EagerEngine, drawing, global_generators, neutral
+from mcdrop.engine import Engine, GraphEngine
 from mcdrop.errors import CaptureError, NoDropoutError, RowsInteractError
+from mcdrop.examples import proof_rows
 from mcdrop.flags import Flags, buffers_of, find_flags, put_back, same
 from mcdrop.inputs import InputSpec
 from mcdrop.masks import Masks
 from mcdrop.program import Program
+from mcdrop.proofs import PROOF_SEED, gap, neutral_outputs, proved_engine, rounding, rows_interact, with_layout
 from mcdrop.sites import Site, own_path
 from mcdrop.snapshot import Adapter
+from mcdrop.supplies import Chosen, Drawn, Given, Places, Traced
+from mcdrop.switching import numbers_left, renumbered, set_rates, switch_off
 from mcdrop.tracing import EXPORT_LOCK, trace
 
 __all__ = ["Captured", "capture"]
 
-_PROOF_SEED = 0x9E3779B9
+_BY_HAND = ("bernoulli", "uniform", "normal")  # kinds of draws in a network's own code, as the eager engine names them
 _CANNOT = (
     "every row and pass takes a forward pass of its own, calls wait for one another, nothing is proved, "
     "and the model cannot be saved or served from disk"
@@ -44,13 +48,16 @@ _CANNOT = (
 
 @dataclass(frozen=True)
 class Captured:
-    """What capture found: an engine, the sites, and for the graph engine its program."""
+    """What capture found: an engine and the sites under the choice, and for the graph engine the whole program."""
 
     engine: Engine
     sites: tuple[Site, ...]
     program: Program | None
     output_shapes: tuple[tuple[int, ...], ...]  # of one row, without the batch axis
     output_example: tuple[Tensor, ...]
+    choice: Choice = field(default_factory=Choice)
+    always: tuple[Drawn, ...] = ()  # what the network draws in evaluation mode too
+    reason: str | None = None  # why there is no program, where one was wanted
 
 
 def capture(
@@ -61,77 +68,96 @@ def capture(
     engine: Literal["auto", "graph", "eager"],
     allow_row_interaction: bool,
     max_memory: int | None = None,
+    choice: Choice | None = None,
 ) -> Captured:
-    """Turn a private copy into an engine.
+    """Turn a private copy into an engine; what is proved is the network whole, then `choice` is applied.
 
     Raises:
         NoDropoutError: nothing is stochastic.
         RowsInteractError: rows influence one another and `allow_row_interaction` is False.
         CaptureError: the program is not faithful, or `engine="graph"` and the network cannot be traced.
+        SettingError: the choice fits no site, or cannot be applied.
     """
-    rows = _proof_rows(example, specs)
+    choice = choice or Choice()
+    rows = proof_rows(example, specs)
     with EXPORT_LOCK, EagerEngine.lock, global_generators():
         flags = find_flags(network, rows)
         buffers = buffers_of(network)
         if engine == "eager":
-            return _eager(network, specs, rows, flags, allow_row_interaction)
+            return _eager(network, specs, rows, flags, allow_row_interaction, choice)
         try:
             if flags.foreign:
                 raise CaptureError("the network draws random numbers outside of PyTorch (Python or NumPy)")
-            before = torch.random.get_rng_state()
-            program = trace(network, [row.clone() for row in rows], specs)
-            put_back(network, buffers)
-            if not torch.equal(torch.random.get_rng_state(), before):
-                raise CaptureError("the network drew a number while it was traced, which the graph would keep for ever")
+            program = _traced(network, rows, specs, buffers)
         except CaptureError as error:
             if engine == "graph" or type(error) is not CaptureError:
                 raise
-            captured = _eager(network, specs, rows, flags, allow_row_interaction)
+            captured = _eager(network, specs, rows, flags, allow_row_interaction, choice)
             warnings.warn(
                 f"{type(network.network).__name__} cannot be captured as a graph, so it runs eagerly: {_CANNOT}. "
                 f"Reason: {error}",
                 stacklevel=3,
             )
-            return captured
-        program = _with_inactive(program, flags)
+            return replace(captured, reason=str(error))
+        choice.check((*program.sites, *_flag_sites(flags)))
+        set_in_network = [site for site in program.sites if choice.needs_network(site, native_sites(program))]
+        if set_in_network:
+            set_rates(network, set_in_network, choice)
+            flags = find_flags(network, rows)
+            program = _traced(network, rows, specs, buffers)
+        program = replace(program, sites=(*program.sites, *_flag_sites(flags)), neutral=flags.exact)
         if not program.active_sites:
             raise _no_dropout(network.network, program.sites, flags)
-        return _proved(network, program, rows, flags, allow_row_interaction, Masks.within(max_memory))
+        choice.marked(program.sites)
+        less, off, numbers = _without(network, program, choice, lambda: _traced(network, rows, specs, buffers))
+        less, outputs, merges = _proved(network, less, rows, flags, allow_row_interaction)
+        if off:
+            less = renumbered(less, numbers)
+            rest = [site for site in program.sites if not site.active]
+            less = replace(less, sites=(*less.active_sites, *choice.left_out(off), *rest))
+            choice = choice.forget(off)
+        chosen = proved_engine(choice.apply(less), rows, masks=Masks.within(max_memory), merges=merges)
+        shapes = tuple(tuple(o.shape[1:]) for o in outputs)
+        return Captured(chosen, chosen.program.sites, less, shapes, outputs, choice, flags.always)
 
 
-# ---- the rows on which things are proved
+def _traced(
+    network: Adapter, rows: Sequence[Tensor], specs: tuple[InputSpec, ...], buffers: dict[str, Tensor]
+) -> Program:
+    """The program of the flagged copy, whose buffers are put back."""
+    before = torch.random.get_rng_state()
+    program = trace(network, [row.clone() for row in rows], specs)
+    put_back(network, buffers)
+    if not torch.equal(torch.random.get_rng_state(), before):
+        raise CaptureError("the network drew a number while it was traced, which the graph would keep for ever")
+    return program
 
 
-def _proof_rows(example: Sequence[Tensor], specs: Sequence[InputSpec]) -> list[Tensor]:
-    """Three rows made from the example's; an example of one row is varied, so that rows differ."""
-    rows = []
-    for tensor, spec in zip(example, specs, strict=True):
-        if not spec.batched:
-            rows.append(tensor)
-        elif tensor.shape[0] >= 3:
-            rows.append(tensor[:3].contiguous())
-        else:
-            first = tensor[:1]
-            second = tensor[1:2] if tensor.shape[0] == 2 else _varied(first, 1)
-            rows.append(torch.cat([first, second, _varied(first, 2)]))
-    return rows
+def _without(
+    network: Adapter, program: Program, choice: Choice, again: Callable[[], Program]
+) -> tuple[Program, list[Site], tuple[int, ...]]:
+    """The program without the draws of the network's own code that are not chosen, those, and the numbers of the rest.
 
-
-def _varied(row: Tensor, number: int) -> Tensor:
-    """A row like `row` but not equal to it: scaled if it holds real numbers, rolled along its last axis if not."""
-    if row.is_floating_point():
-        return row * (1 - 0.15 * number) + 0.05 * number * (1 if row.any() else 5)
-    if row.dtype != torch.bool and row.ndim > 1:
-        return row.roll(number, -1)
-    return row
+    Where a training flag cannot take them out they stay, to be left out by their mean.
+    """
+    native = native_sites(program)
+    off = [site for site in program.active_sites if site.index not in native and choice.reason(site) is not None]
+    if off:
+        restore = switch_off(network, off)
+        less = again()
+        numbers = numbers_left(program.sites, less.sites, off)
+        if numbers is not None:
+            return replace(less, neutral=program.neutral), off, numbers
+        restore()
+    return program, [], ()
 
 
 # ---- sites
 
 
-def _with_inactive(program: Program, flags: Flags) -> Program:
-    """Add the sites that stay off because their flag does more than switch dropout on."""
-    off = tuple(
+def _flag_sites(flags: Flags) -> tuple[Site, ...]:
+    """The sites that stay off because their flag does more than switch dropout on."""
+    return tuple(
         Site(
             index=-1,
             path=own_path(path),
@@ -148,7 +174,6 @@ def _with_inactive(program: Program, flags: Flags) -> Program:
         )
         for path, reason in flags.off.items()
     )
-    return replace(program, sites=(*program.sites, *off))
 
 
 def _no_dropout(model: nn.Module, sites: Sequence[Site], flags: Flags) -> NoDropoutError:
@@ -158,7 +183,8 @@ def _no_dropout(model: nn.Module, sites: Sequence[Site], flags: Flags) -> NoDrop
         return NoDropoutError(
             f"{name} has {len(sites)} stochastic site{'s' * (len(sites) != 1)} and none is active, so "
             "every sample would "
-            f"be the same ({listed}). Train the network with a rate above 0."
+            f"be the same ({listed}). Train the network with a rate above 0.",
+            sites,
         )
     idle = [path for path, module in model.named_modules() if getattr(module, "p", None) == 0]
     if idle:
@@ -178,29 +204,21 @@ def _no_dropout(model: nn.Module, sites: Sequence[Site], flags: Flags) -> NoDrop
 
 
 def _proved(
-    network: nn.Module,
-    program: Program,
-    rows: list[Tensor],
-    flags: Flags,
-    allow_row_interaction: bool,
-    masks: Masks,
-) -> Captured:
+    network: nn.Module, program: Program, rows: list[Tensor], flags: Flags, allow_row_interaction: bool
+) -> tuple[Program, tuple[Tensor, ...], bool]:
+    """The proved program, its outputs without noise, and whether rows are alone."""
     program = program.channels_last()
     engine = GraphEngine(program, "loop")
     outputs = _prove_neutral(network, engine, rows, flags)
-    interact = _rows_interact(engine, rows, outputs)
+    interact = rows_interact(engine, rows, outputs)
     if interact and not allow_row_interaction:
         raise RowsInteractError(interact)
     if not any(engine.parts.stochastic_outputs):
         raise NoDropoutError("the network draws, but no draw reaches the output, so every sample would be the same.")
     _prove_replay(network, engine, rows)
     if not interact:
-        program, engine = _with_layout(program, engine, rows)
-    mode = _fastest_proved(engine, rows)
-    proved = GraphEngine(program, mode, masks)
-    proved.merges = not interact
-    proved.joins = not interact and _rows_join(proved, rows)
-    return Captured(proved, program.sites, program, tuple(tuple(o.shape[1:]) for o in outputs), outputs)
+        program, engine = with_layout(program, engine, rows)
+    return program, outputs, not interact
 
 
 def _once(network: nn.Module, rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -211,42 +229,8 @@ def _once(network: nn.Module, rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return outputs
 
 
-def rounding(program: Program) -> float | None:
-    """The relative difference that half precision anywhere inside explains; None where there is none."""
-    dtypes = {weight.dtype for weight in program.weights.values()}
-    dtypes |= {
-        value for node in program.graph.nodes for value in node.kwargs.values() if isinstance(value, torch.dtype)
-    }
-    return 3e-2 if dtypes & {torch.bfloat16, torch.float16} else None
-
-
-def _neutral_outputs(engine: GraphEngine, rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The program with every draw at its mean, by a graph in which dropout is the identity."""
-    graph = torch.fx.Graph()
-    graph.output(graph.graph_copy(engine.program.graph, {}))
-    sites = {site.index: site for site in engine.program.active_sites}
-    for node in list(graph.nodes):
-        if node.target in (scale, alpha_scale):
-            node.replace_all_uses_with(node.args[0])
-        elif node.target is bernoulli:
-            node.replace_all_uses_with(node.args[1])
-    graph.eliminate_dead_code()
-    for node in list(graph.nodes):
-        if node.target is noise:
-            site = sites[node.args[0]]
-            mean = {"uniform": 0.5, "normal": 0.0}.get(site.law, 1 - (site.p or 0.0))
-            with graph.inserting_before(node):
-                filled = graph.call_function(torch.full, (node.args[1], mean), {"device": engine.device})
-            node.replace_all_uses_with(filled)
-            graph.erase_node(node)
-    weights = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
-    module = torch.fx.GraphModule({name: engine.program.weights[name] for name in weights}, graph)
-    with torch.no_grad():
-        return tuple(module(*rows))
-
-
 def _prove_neutral(network: nn.Module, engine: GraphEngine, rows: list[Tensor], flags: Flags) -> tuple[Tensor, ...]:
-    found = _neutral_outputs(engine, rows)
+    found = neutral_outputs(engine, rows)
     if flags.exact:
         truth, against = flags.neutral_outputs, "the network in evaluation mode"
     else:
@@ -255,23 +239,17 @@ def _prove_neutral(network: nn.Module, engine: GraphEngine, rows: list[Tensor], 
     for a, b in zip(found, truth, strict=True):
         if not same(a, b, rounding(engine.program)):
             raise CaptureError(
-                f"the captured program without noise differs from {against}: by {_gap(a, b)} where outputs reach "
+                f"the captured program without noise differs from {against}: by {gap(a, b)} where outputs reach "
                 f"{float(b.abs().max()):.3g}. The network does something in training mode that is no dropout."
             )
     return found
-
-
-def _gap(a: Tensor, b: Tensor) -> str:
-    if a.shape != b.shape:
-        return f"shape {tuple(a.shape)} for {tuple(b.shape)}"
-    return f"{float((a.double() - b.double()).abs().nan_to_num(float('inf')).max()):.3g}"
 
 
 def _prove_replay(network: nn.Module, engine: GraphEngine, rows: list[Tensor]) -> None:
     numbers = torch.arange(3)
     count = 0
     for t in range(2):
-        draws = engine.draws(rows, passes=range(t, t + 1), seed=_PROOF_SEED, rows=numbers)
+        draws = engine.draws(rows, passes=range(t, t + 1), seed=PROOF_SEED, rows=numbers)
         by_index = {site.index: draw[0] for (site, _), draw in zip(engine.parts.draws, draws, strict=True)}
         values = [by_index.get(index) for index in range(max(by_index) + 1)]
         supply = Given(values)
@@ -289,110 +267,80 @@ def _prove_replay(network: nn.Module, engine: GraphEngine, rows: list[Tensor]) -
         for a, b in zip(found, truth, strict=True):
             if not same(a[0], b, rounding(engine.program)):
                 raise CaptureError(
-                    f"with the same draws the captured program differs from the network, by {_gap(a[0], b)} where "
+                    f"with the same draws the captured program differs from the network, by {gap(a[0], b)} where "
                     f"outputs reach {float(b.abs().max()):.3g}: a site was lost or changed."
                 )
         count += supply.count
-
-
-def _rows_interact(engine: GraphEngine, rows: list[Tensor], outputs: tuple[Tensor, ...]) -> str | None:
-    """Why the rows of a batch are not alone, or None: a row alone has to give what it gives among others."""
-    specs = engine.program.inputs
-    for output in outputs:
-        if output.ndim == 0 or output.shape[0] != 3:
-            return (
-                f"the output has shape {tuple(output.shape)} for 3 rows, so its axis 0 is not the "
-                "batch: return one row "
-                "for each input row, batch first."
-            )
-    for i in range(3):
-        alone = [row[i : i + 1] if spec.batched else row for row, spec in zip(rows, specs, strict=True)]
-        try:
-            single = _neutral_outputs(engine, alone)
-        except Exception as error:  # a program that was made for several rows can fail in any way on one
-            return f"one row alone cannot be computed ({type(error).__name__}: {str(error)[:200]}), three can"
-        for a, b in zip(single, outputs, strict=True):
-            if not same(a, b[i : i + 1], rounding(engine.program)):
-                return (
-                    f"row {i} alone gives another output than among 3 rows, by {_gap(a, b[i : i + 1])}: the rows of a "
-                    "batch influence one another (batch statistics, or a product or mean over the batch). Give "
-                    "BatchNorm its running averages, or pass allow_row_interaction=True and read answers as answers "
-                    "about whole batches."
-                )
-    return None
-
-
-def _with_layout(program: Program, engine: GraphEngine, rows: list[Tensor]) -> tuple[Program, GraphEngine]:
-    """Find for axes that run over rows and other units which of the two is slow, by exchanging rows."""
-    if _rows_move(engine, rows):
-        return program, engine
-    for chosen in [*((index,) for index in range(len(program.sites))), tuple(range(len(program.sites)))]:
-        sites = tuple(
-            replace(site, row_major=False) if number in chosen else site for number, site in enumerate(program.sites)
-        )
-        other = replace(program, sites=sites)
-        candidate = GraphEngine(other, "loop")
-        if _rows_move(candidate, rows):
-            return other, candidate
-    raise RowsInteractError(
-        "rows in another order give other outputs under the same draws: the rows of a batch influence one another, or "
-        "share an axis with other units in a way that mcdrop cannot tell apart. Pass allow_row_interaction=True to go "
-        "on all the same."
-    )
-
-
-def _rows_move(engine: GraphEngine, rows: list[Tensor]) -> bool:
-    """Whether rows in another order give the same outputs in that order, with both kinds of masks."""
-    order = torch.tensor([2, 0, 1])
-    moved = [row[order] if spec.batched else row for row, spec in zip(rows, engine.program.inputs, strict=True)]
-    for numbers in (None, torch.arange(3)):
-        there = None if numbers is None else numbers[order]
-        first, second = (
-            engine.apply(x, engine.prepare(x), engine.draws(x, passes=range(2), seed=_PROOF_SEED, rows=number), "loop")
-            for x, number in ((rows, numbers), (moved, there))
-        )
-        if not all(same(b, a[:, order], rounding(engine.program)) for a, b in zip(first, second, strict=True)):
-            return False
-    return True
-
-
-def _rows_join(engine: GraphEngine, rows: list[Tensor]) -> bool:
-    """Whether the frontiers of single rows, joined, are the frontier of the batch: an axis may mix rows and units."""
-    if engine.parts.frontier_axes is None:
-        return False
-    specs = engine.program.inputs
-    single = [
-        engine.prepare([row[i : i + 1] if spec.batched else row for row, spec in zip(rows, specs, strict=True)])
-        for i in range(3)
-    ]
-    pairs = zip(engine.join(single), engine.prepare(rows), strict=True)
-    return all(same(a, b, rounding(engine.program)) for a, b in pairs)
-
-
-def _fastest_proved(engine: GraphEngine, rows: list[Tensor]) -> Mode:
-    """The fastest way to compute passes together that gives what one at a time gives."""
-    prepared = engine.prepare(rows)
-    draws = [engine.draws(rows, passes=range(3), seed=_PROOF_SEED, rows=r) for r in (None, torch.arange(3))]
-    truths = [engine.apply(rows, prepared, draw, "loop") for draw in draws]
-    modes: tuple[Mode, ...] = ("folded", "mapped") if engine.parts.folded is not None else ("mapped",)
-    for mode in modes:
-        try:
-            founds = [engine.apply(rows, prepared, draw, mode) for draw in draws]
-        except Exception:  # whatever an operation without a batching rule raises: the next way is tried
-            continue
-        pairs = [pair for found, truth in zip(founds, truths, strict=True) for pair in zip(found, truth, strict=True)]
-        if all(same(a, b, rounding(engine.program)) for a, b in pairs):
-            return mode
-    return "loop"
 
 
 # ---- the network itself as engine
 
 
 def _eager(
-    network: Adapter, specs: Sequence[InputSpec], rows: list[Tensor], flags: Flags, allow_row_interaction: bool
+    network: Adapter,
+    specs: Sequence[InputSpec],
+    rows: list[Tensor],
+    flags: Flags,
+    allow_row_interaction: bool,
+    choice: Choice,
 ) -> Captured:
+    sites, numbers = _traced_sites(network, rows, specs), None
+    if choice:
+        choice.check(sites)
+        sites, numbers = _chosen(network, sites, flags, choice, lambda use: _traced_sites(network, rows, specs, use))
+    by_row, part, outputs = _by_row(network, rows, specs)
     batched = [spec.batched for spec in specs]
+    engine = EagerEngine(
+        copy.copy(network), batched, by_row, together=allow_row_interaction, choice=choice, numbers=numbers
+    )
+    one, again = (engine.passes(rows, [], passes=range(8), seed=seed, rows=None) for seed in (1, 2))
+    stochastic = any(not torch.equal(a, b) for a, b in zip(one, again, strict=True))
+    if not stochastic and sites:  # a small rate may drop nothing in so few passes
+        with neutral(kept=0.0):
+            dropped = _once(network, part)
+        stochastic = any(not torch.equal(a, b) for a, b in zip(outputs, dropped, strict=True))
+    if not stochastic:
+        raise _no_dropout(network.network, (), flags)
+    shapes = tuple(tuple(o.shape[1:]) for o in outputs)
+    return Captured(engine, sites, None, shapes, tuple(o.clone() for o in outputs), choice, flags.always)
+
+
+def _chosen(
+    network: Adapter,
+    sites: tuple[Site, ...],
+    flags: Flags,
+    choice: Choice,
+    again: Callable[[Choice], tuple[Site, ...]],
+) -> tuple[tuple[Site, ...], tuple[int, ...] | None]:
+    """The sites under a choice, set in the network where it has to be, and the numbers of the draws that are left."""
+
+    def unmet() -> list[Site]:
+        return [site for site in again(choice) if choice.reason(site) is None and not choice.is_met(site)]
+
+    if unmet():
+        set_rates(network, unmet(), choice)
+        for site in unmet():
+            raise cannot_set(site, choice.rate(site))
+        sites = again(Choice())
+    marked = choice.marked(sites)
+    off = [
+        site for site in sites if site.kind in ("bernoulli", "uniform", "normal") and choice.reason(site) is not None
+    ]
+    if not off:
+        return marked, None
+    restore = switch_off(network, off)
+    numbers = numbers_left(sites, again(Choice()), off)
+    if numbers is None:
+        restore()
+        if not flags.exact:
+            raise cannot_leave_out(off[0], choice.reason(off[0]))
+    return marked, numbers
+
+
+def _by_row(
+    network: Adapter, rows: list[Tensor], specs: Sequence[InputSpec]
+) -> tuple[list[bool] | None, list[Tensor], tuple[Tensor, ...]]:
+    """Of each draw, whether it grows with the rows (None if unclear); two rows, and their outputs without noise."""
     traces = []
     for count in (1, 2):
         part = [row[:count] if spec.batched else row for row, spec in zip(rows, specs, strict=True)]
@@ -400,46 +348,39 @@ def _eager(
             outputs = _once(network, part)
         traces.append(supply.shapes)
     by_row = [a != b for a, b in zip(*traces, strict=False)] if len(traces[0]) == len(traces[1]) else None
-    engine = EagerEngine(copy.copy(network), batched, by_row, together=allow_row_interaction)
-    one, again = (engine.passes(rows, [], passes=range(8), seed=seed, rows=None) for seed in (1, 2))
-    stochastic = any(not torch.equal(a, b) for a, b in zip(one, again, strict=True))
-    if not stochastic and supply.count:  # a small rate may drop nothing in so few passes
-        with neutral(kept=0.0):
-            dropped = _once(network, part)
-        stochastic = any(not torch.equal(a, b) for a, b in zip(outputs, dropped, strict=True))
-    sites = _traced_sites(network, rows, by_row)
-    if not stochastic:
-        raise _no_dropout(network.network, (), flags)
-    shapes = tuple(tuple(o.shape[1:]) for o in outputs)
-    return Captured(engine, sites, None, shapes, tuple(o.clone() for o in outputs))
+    return by_row, part, outputs
 
 
-def _traced_sites(network: Adapter, rows: list[Tensor], by_row: Sequence[bool] | None) -> tuple[Site, ...]:
-    """What one forward pass of the network drew."""
-    supply = Traced(network)
+def _traced_sites(
+    network: Adapter, rows: list[Tensor], specs: Sequence[InputSpec], choice: Choice | None = None
+) -> tuple[Site, ...]:
+    """What one forward pass of the network drew, at the rates of the choice."""
+    by_row = _by_row(network, rows, specs)[0]
+    places = Places(network)
+    supply = Traced(places, Chosen(choice, places) if choice else None)
     try:
         with drawing(supply):
             _once(network, rows)
     finally:
-        supply.close()
+        places.close()
     sites = []
-    for index, ((path, law, p, source), shape) in enumerate(zip(supply.found, supply.shapes, strict=True)):
+    for index, (drawn, shape) in enumerate(zip(supply.found, supply.shapes, strict=True)):
         rowwise = by_row is None or index >= len(by_row) or by_row[index]
         axis = next((axis for axis, size in enumerate(shape) if rowwise and size == len(rows[0])), None)
         sites.append(
             Site(
                 index=index,
-                path=own_path(path),
-                kind="dropout" if law == "bernoulli" else law,
-                p=p,
-                law="bernoulli" if law == "bernoulli" else "normal" if law == "normal" else "uniform",
+                path=drawn.path,
+                kind=drawn.kind,
+                p=drawn.p,
+                law=drawn.law,
                 scale=1.0,
                 shape=tuple("batch" if number == axis else size for number, size in enumerate(shape)),
                 row_axis=axis,
                 row_major=True,
                 active=True,
                 reason=None,
-                source=source,
+                source=drawn.source,
             )
         )
     return tuple(sites)

@@ -157,6 +157,22 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_choice(parser: argparse.ArgumentParser) -> None:
+    """What chooses among the sites of a network. A pattern is a module path with * and ?, a kind, or #number."""
+    sites = parser.add_argument_group("sites", 'a PATTERN is a module path ("head.*"), a kind (attention) or "#number"')
+    for flag, what in (("--include", "draw at these sites only"), ("--exclude", "do not draw at these sites")):
+        sites.add_argument(flag, action="append", metavar="PATTERN", help=f"{what}; repeat for more")
+    sites.add_argument(
+        "--rate",
+        type=_rate,
+        action="append",
+        default=[],
+        dest="rates",
+        metavar="PATTERN=P",
+        help="probability of dropping at these sites; repeat for more, the last one counts",
+    )
+
+
 def _add_export(commands: Any) -> None:
     def fill(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
@@ -189,6 +205,7 @@ def _add_export(commands: Any) -> None:
         outputs.add_argument(
             "--noise-variance", type=float, metavar="VALUE", help="regression: variance of the noise in the targets"
         )
+        _add_choice(parser)
         defaults = parser.add_argument_group("defaults of the model")
         defaults.add_argument(
             "--num-samples", type=int, default=64, metavar="N", help="stochastic passes (default: %(default)s)"
@@ -239,16 +256,30 @@ def _add_inspect(commands: Any) -> None:
             metavar="TASK",
             help=f"of a network: {', '.join(TASKS)} (default: raw)",
         )
+        parser.add_argument(
+            "--data", type=Path, metavar="FILE", help="rows on which to measure the sites: .npy, .npz or .csv"
+        )
+        parser.add_argument(
+            "--targets", type=Path, metavar="FILE", help="their known answers, to score predictions: .npy, .npz or .csv"
+        )
+        parser.add_argument(
+            "--num-samples", type=int, metavar="N", help="passes to measure with (default: the model's)"
+        )
+        _add_choice(parser)
         parser.add_argument("--json", action="store_true", help="print it as JSON")
 
     commands.add_parser(
         "inspect",
         fill=fill,
-        usage="%(prog)s MODEL [--input SPEC] [--weights FILE] [--json]",
-        help="list what is random in a network, and what a prediction costs",
-        description="List every place where a network draws noise, what runs once per row, and what\nonce per pass.",
+        usage="%(prog)s MODEL [--input SPEC] [--data FILE [--targets FILE]]",
+        help="report whether a network is fit for Monte Carlo dropout, and why",
+        description="Report on a network: what speaks against its dropout and what to do about it,\n"
+        "every place where it draws noise, what runs once per row and what once per pass.\n"
+        "With --data also what each place contributes, and with --targets how good\n"
+        "predictions are with and without dropout. A network that cannot be sampled gets\n"
+        "a report too.",
         epilog="examples:\n"
-        "  mcdrop inspect models/pets\n"
+        "  mcdrop inspect models/pets --data photos.npy --targets labels.npy\n"
         '  mcdrop inspect models:build --input "image: float32[batch, 1, 28, 28]"\n',
     )
 
@@ -316,6 +347,15 @@ def _placeholder(annotation: Any) -> str:
     if all(isinstance(kind, str) for kind in kinds):
         return "{" + ",".join(kinds) + "}"
     return "N" if int in kinds or float in kinds else "FILE" if Path in kinds else "VALUE"
+
+
+def _rate(text: str) -> tuple[str, float]:
+    """`PATTERN=P` for argparse."""
+    pattern, equals, p = text.rpartition("=")
+    try:
+        return pattern, float(p if equals else "")
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no rate; expected PATTERN=P, as in 'head.*=0.2'") from None
 
 
 def _port(text: str) -> int:

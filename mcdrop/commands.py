@@ -3,20 +3,26 @@
 import argparse
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 import mcdrop
-from mcdrop.datafiles import as_json, check_output, read_arrays, read_inputs, write_csv, write_fields
+from mcdrop.datafiles import as_json, check_output, read_arrays, read_inputs, read_targets, write_csv, write_fields
 from mcdrop.demo import demo as run_demo
 from mcdrop.errors import McdropError, SettingError
 from mcdrop.exporting import build_network, call_of, load_checkpoint
-from mcdrop.inputs import InputSpec, check_finite
+from mcdrop.inputs import InputSpec, Signature, check_finite
 from mcdrop.prediction import Prediction
 from mcdrop.predictor import MCDropout
+from mcdrop.report import Report
+from mcdrop.report_text import renderables
 from mcdrop.terminal import new_table, open_console, progress
 from service import server
 from service.settings import load_settings
@@ -68,6 +74,9 @@ def export(arguments: argparse.Namespace) -> None:
         masks=arguments.masks,
         dtype=getattr(torch, arguments.dtype),
         engine="graph",
+        include=arguments.include,
+        exclude=arguments.exclude or (),
+        rates=dict(arguments.rates),
         name=arguments.name,
         version=arguments.version,
     )
@@ -76,25 +85,74 @@ def export(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps({"folder": str(arguments.folder), **facts(mc, name)}))
     else:
-        report(mc, name)
+        summary(mc, name)
         print(f"\nSaved in {arguments.folder}. Serve it: mcdrop serve {arguments.folder}")
 
 
 def inspect(arguments: argparse.Namespace) -> None:
     folder = Path(arguments.model)
+    targets = None if arguments.targets is None else read_targets(arguments.targets)
+    with open_console(stderr=True).status("inspecting"):
+        report = _inspected(arguments, folder, targets)
+    if arguments.json:
+        print(json.dumps(report.to_dict(), allow_nan=False))
+    else:
+        console = open_console()
+        for part in renderables(report):
+            console.print(part)
+
+
+def _inspected(arguments: argparse.Namespace, folder: Path, targets: Any) -> Report:
     if folder.is_dir() or ":" not in arguments.model:
-        mc = MCDropout.load(folder)
+        mc = MCDropout.load(
+            folder, include=arguments.include, exclude=arguments.exclude, rates=dict(arguments.rates) or None
+        )
+        inputs = None if arguments.data is None else read_inputs(arguments.data, mc.signature)
+        report = mc.inspect(inputs, targets, num_samples=arguments.num_samples)
         name = mc.name or folder.resolve().name
     else:
-        mc, name = _capture(arguments), arguments.model
-    if arguments.json:
-        print(json.dumps(facts(mc, name)))
-    else:
-        report(mc, name)
+        report = _inspect_network(arguments, targets)
+        name = arguments.model
+    return replace(report, model={**report.model, "name": name})
+
+
+def _inspect_network(arguments: argparse.Namespace, targets: Any) -> Report:
+    network, example, dynamic, specs = _network(arguments)
+    inputs: Any = None
+    if arguments.data is not None:
+        inputs = read_inputs(arguments.data, Signature(specs)) if specs else read_arrays(arguments.data)
+    with _own_words(network, arguments):
+        return mcdrop.inspect(
+            network,
+            example,
+            inputs,
+            targets,
+            task=arguments.task,
+            num_samples=64 if arguments.num_samples is None else arguments.num_samples,
+            dynamic=dynamic,
+            include=arguments.include,
+            exclude=arguments.exclude or (),
+            rates=dict(arguments.rates),
+            allow_row_interaction=arguments.allow_row_interaction,
+        )
 
 
 def _capture(arguments: argparse.Namespace, **settings: Any) -> MCDropout:
     """The network that the arguments name, captured with the inputs that they describe."""
+    network, example, dynamic, _ = _network(arguments)
+    with _own_words(network, arguments):
+        return MCDropout(
+            network,
+            example,
+            task=arguments.task,
+            dynamic=dynamic,
+            allow_row_interaction=arguments.allow_row_interaction,
+            **settings,
+        )
+
+
+def _network(arguments: argparse.Namespace) -> tuple[nn.Module, Any, Any, tuple[InputSpec, ...]]:
+    """The network that the arguments name with its weights, an example, its dynamic axes, and the inputs as stated."""
     specs = [InputSpec.parse(text) for text in arguments.inputs]
     if not specs and arguments.example is None:
         raise SettingError(
@@ -105,16 +163,14 @@ def _capture(arguments: argparse.Namespace, **settings: Any) -> MCDropout:
     if arguments.weights is not None:
         load_checkpoint(network, arguments.weights)
     given = None if arguments.example is None else read_arrays(arguments.example)
-    example, dynamic = call_of(network, specs, given)
+    return network, *call_of(network, specs, given), tuple(specs)
+
+
+@contextmanager
+def _own_words(network: nn.Module, arguments: argparse.Namespace) -> Iterator[None]:
+    """What the user's own code raises inside becomes an error that says so."""
     try:
-        return MCDropout(
-            network,
-            example,
-            task=arguments.task,
-            dynamic=dynamic,
-            allow_row_interaction=arguments.allow_row_interaction,
-            **settings,
-        )
+        yield
     except McdropError:
         raise
     except Exception as error:  # from the user's code
@@ -156,7 +212,7 @@ def facts(mc: MCDropout, name: str) -> dict[str, Any]:
     }
 
 
-def report(mc: MCDropout, name: str) -> None:
+def summary(mc: MCDropout, name: str) -> None:
     """The same, to be read by people."""
     names = mc.task.class_names
     classes = f", {len(names)} classes: {', '.join(names[:10])}{', ...' * (len(names) > 10)}" if names else ""

@@ -1,4 +1,4 @@
-"""Data files for `mcdrop predict`: inputs from .npy, .npz and .csv, predictions to .npz, .csv and .json.
+"""Data files for the commands: inputs and targets from .npy, .npz and .csv, predictions to .npz, .csv and .json.
 
     .npy    the only input of a model, rows first
     .npz    arrays named after the inputs (one array alone may have any name)
@@ -22,7 +22,7 @@ import numpy as np
 from mcdrop.errors import InputError, SettingError
 from mcdrop.inputs import BATCH, InputSpec, Signature
 
-__all__ = ["read_arrays", "read_inputs", "write_csv", "write_fields"]
+__all__ = ["read_arrays", "read_inputs", "read_targets", "write_csv", "write_fields"]
 
 INPUT_SUFFIXES = (".npy", ".npz", ".csv")
 OUTPUT_SUFFIXES = (".npz", ".csv", ".json")
@@ -58,6 +58,20 @@ def read_inputs(path: Path, signature: Signature) -> Arrays:
     return arrays
 
 
+def read_targets(path: Path) -> np.ndarray:
+    """The known answers of rows, from a .npy, an .npz with one array, or a .csv. Raises InputError."""
+    if path.suffix == ".csv":
+        _check_exists(path)
+        table = _table(path, np.float64, "the targets")
+        return table[:, 0] if table.shape[1] == 1 else table
+    arrays = read_arrays(path)
+    if isinstance(arrays, dict):
+        if len(arrays) != 1:
+            raise InputError(f"{path} holds {len(arrays)} arrays; expected one, the targets.")
+        return next(iter(arrays.values()))
+    return arrays
+
+
 def _check_exists(path: Path) -> None:
     if not path.is_file():
         raise InputError(f"there is no data file {path}.")
@@ -71,6 +85,12 @@ def _read_csv(path: Path, signature: Signature) -> np.ndarray:
         )
     spec = signature.inputs[0]
     integers = not (spec.dtype.is_floating_point or spec.dtype.is_complex)
+    table = _table(path, np.int64 if integers else np.float64, str(spec))
+    return table.reshape(len(table), *_row_shape(spec, table.shape[1], path))
+
+
+def _table(path: Path, dtype: Any, what: str) -> np.ndarray:
+    """The numbers of a CSV, line by line."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         lines = text.splitlines(keepends=True)
@@ -78,21 +98,14 @@ def _read_csv(path: Path, signature: Signature) -> np.ndarray:
             lines = lines[1:]
         if not any(line.strip() for line in lines):
             raise InputError(f"{path} has no row of numbers.")
-        table = np.loadtxt(
-            io.StringIO("".join(lines)),
-            delimiter=",",
-            comments=None,
-            ndmin=2,
-            dtype=np.int64 if integers else np.float64,
-        )
+        return np.loadtxt(io.StringIO("".join(lines)), delimiter=",", comments=None, ndmin=2, dtype=dtype)
     except OSError as error:
         raise InputError(f"the data file {path} cannot be opened: {error.strerror}.") from error
     except (ValueError, OverflowError) as error:  # UnicodeDecodeError too
         raise InputError(
-            f"{path} cannot be read as a table of numbers for {spec}: {error} Expected comma-separated "
-            f"{'integers' if integers else 'numbers'}, one line per row."
+            f"{path} cannot be read as a table of numbers for {what}: {error} Expected comma-separated "
+            f"{'integers' if dtype is np.int64 else 'numbers'}, one line per row."
         ) from error
-    return table.reshape(len(table), *_row_shape(spec, table.shape[1], path))
 
 
 def _is_header(line: str) -> bool:

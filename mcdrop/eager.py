@@ -13,7 +13,6 @@ import random
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -22,118 +21,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mcdrop import draws
+from mcdrop.choosing import Choice
 from mcdrop.errors import UnsupportedRandomnessError
-from mcdrop.noise import keep_mask, normal, uniform
+from mcdrop.sites import Law
+from mcdrop.supplies import Chosen, Neutral, Places, Seeded, Supply, caller
 
-__all__ = ["EagerEngine", "Given", "Neutral", "Supply", "Traced", "drawing", "global_generators", "neutral"]
+__all__ = ["EagerEngine", "drawing", "global_generators", "neutral"]
 
 aten = torch.ops.aten
-
-
-class Supply:
-    """Answers the draws of one forward pass, in the order in which they come. `count` says how many came."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.shapes: list[tuple[int, ...]] = []
-        self.uniforms = 0
-
-    def next(self, law: str, shape: torch.Size, p: float, device: torch.device) -> Tensor:
-        """A draw of float32 numbers: 0 or 1 for "bernoulli" (dropping with probability `p`), else numbers."""
-        index, self.count = self.count, self.count + 1
-        self.shapes.append(tuple(shape))
-        self.uniforms += law == "uniform"
-        return self.make(index, law, tuple(shape), p, device)
-
-    def make(self, index: int, law: str, shape: tuple[int, ...], p: float, device: torch.device) -> Tensor:
-        raise NotImplementedError
-
-    def bernoulli(self, probs: Tensor) -> Tensor:
-        """A draw of zeros and ones with a tensor of probabilities of a one."""
-        return draws.bernoulli(self.next("uniform", probs.shape, 0.0, probs.device), probs)
-
-
-class Neutral(Supply):
-    """Every draw at its mean, so that dropout is the identity; masks with the value `kept`, if that is given."""
-
-    def __init__(self, kept: float | None = None) -> None:
-        super().__init__()
-        self.kept = kept
-
-    def make(self, index: int, law: str, shape: tuple[int, ...], p: float, device: torch.device) -> Tensor:
-        value = {"bernoulli": 1 - p if self.kept is None else self.kept, "uniform": 0.5, "normal": 0.0}[law]
-        return torch.full(shape, value, device=device, dtype=torch.float64)
-
-    def bernoulli(self, probs: Tensor) -> Tensor:
-        self.count += 1
-        self.shapes.append(tuple(probs.shape))
-        return probs.clone()
-
-
-class Traced(Neutral):
-    """Neutral draws that note what each is: (path of the module, law, p, line of code)."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.found: list[tuple[str, str, float | None, str]] = []
-        self.stack = [""]
-        self.handles = []
-        for name, module in network.named_modules():
-            if not isinstance(module, torch.jit.ScriptModule):
-                self.handles.append(module.register_forward_pre_hook(partial(self._enter, name)))
-                self.handles.append(module.register_forward_hook(self._leave))
-
-    def _enter(self, name: str, *_: Any) -> None:
-        self.stack.append(name)
-
-    def _leave(self, *_: Any) -> None:
-        self.stack.pop()
-
-    def make(self, index: int, law: str, shape: tuple[int, ...], p: float, device: torch.device) -> Tensor:
-        self.found.append((self.stack[-1], law, p if law == "bernoulli" else None, _caller()))
-        return super().make(index, law, shape, p, device)
-
-    def bernoulli(self, probs: Tensor) -> Tensor:
-        self.found.append((self.stack[-1], "uniform", None, _caller()))
-        return super().bernoulli(probs)
-
-    def close(self) -> None:
-        """Take the hooks off again."""
-        for handle in self.handles:
-            handle.remove()
-
-
-class Given(Supply):
-    """Draws made before: `values[n]` for the n-th, None where it does not matter; ones where the shape is another."""
-
-    def __init__(self, values: Sequence[Tensor | None]) -> None:
-        super().__init__()
-        self.values = values
-
-    def make(self, index: int, law: str, shape: tuple[int, ...], p: float, device: torch.device) -> Tensor:
-        value = self.values[index] if index < len(self.values) else None
-        if value is None or tuple(value.shape) != shape:
-            return torch.ones(shape, device=device)
-        return (value != 0).float() if law == "bernoulli" else value
-
-
-class Seeded(Supply):
-    """The draws of one pass of one row."""
-
-    def __init__(self, seed: int, number: int, row: int | None, by_row: Callable[[int], bool]) -> None:
-        super().__init__()
-        self.seed, self.passes, self.row, self.by_row = seed, range(number, number + 1), row, by_row
-
-    def make(self, index: int, law: str, shape: tuple[int, ...], p: float, device: torch.device) -> Tensor:
-        where: dict[str, Any] = {"seed": self.seed, "site": index, "passes": self.passes, "device": device}
-        if self.row is not None and self.by_row(index) and shape:
-            where |= {"row_axis": 0, "rows": range(self.row, self.row + 1), "units_per_row": shape[0]}
-        if law == "uniform":
-            return uniform(shape=shape, **where)[0]
-        if law == "normal":
-            return normal(shape=shape, **where)[0]
-        return keep_mask(p=p, shape=shape, **where)[0].float()
 
 
 class _Draws(TorchDispatchMode):
@@ -154,25 +49,13 @@ class _Draws(TorchDispatchMode):
             answered = answer(self.supply, bound, lambda: func(*args, **kwargs))
             return answered if bound.get("out") is None else bound["out"].copy_(answered)
         raise UnsupportedRandomnessError(
-            f"{func} at {_caller()} draws random numbers by a law that mcdrop does not know. Known are dropout in all "
+            f"{func} at {caller()} draws random numbers by a law that mcdrop does not know. Known are dropout in all "
             "its forms, bernoulli, uniform and normal draws; write the noise with one of them, or switch it off in "
             "evaluation mode."
         )
 
 
-def _caller() -> str:
-    """The line outside of PyTorch and mcdrop that is running."""
-    frame = sys._getframe(1)
-    place = "an unknown line"
-    while frame.f_back is not None:
-        name = frame.f_code.co_filename
-        if not any(part in name for part in ("/torch/", "\\torch\\", __file__)) and not name.startswith("<"):
-            return f"{name}:{frame.f_lineno}"
-        frame = frame.f_back
-    return place
-
-
-def _fill(law: str, low: str = "", high: str = "") -> Callable[..., Any]:
+def _fill(law: Law, low: str = "", high: str = "") -> Callable[..., Any]:
     def answer(supply: Supply, a: dict[str, Any], run: Callable[[], Any]) -> Any:
         target: Tensor = a["self"]
         drawn = supply.next(law, target.shape, 0.0, target.device)
@@ -182,7 +65,7 @@ def _fill(law: str, low: str = "", high: str = "") -> Callable[..., Any]:
     return answer
 
 
-def _new(law: str) -> Callable[..., Any]:
+def _new(law: Law) -> Callable[..., Any]:
     def answer(supply: Supply, a: dict[str, Any], run: Callable[[], Any]) -> Any:
         like = a.get("self")
         size = torch.Size(a["size"]) if like is None else like.shape
@@ -232,7 +115,7 @@ def _if_switched_off(argument: str) -> Callable[..., Any]:
     def answer(supply: Supply, a: dict[str, Any], run: Callable[[], Any]) -> Any:
         if a.get(argument):
             raise UnsupportedRandomnessError(
-                f"an operation drew noise by {argument}={a[argument]} that cannot be made repeatable at {_caller()}. "
+                f"an operation drew noise by {argument}={a[argument]} that cannot be made repeatable at {caller()}. "
                 "Use attention by the math backend, and RReLU in evaluation mode."
             )
         return run()
@@ -262,17 +145,54 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
 }
 
 
-class _Skip(TorchFunctionMode):
-    """Leaves out what no value of a mask makes the identity: alpha dropout, affine in its mask, and p = 1."""
+class _Functions(TorchFunctionMode):
+    """Tells a supply which kind of dropout is computed, and lets it leave some out or change their rate."""
+
+    def __init__(self, supply: Supply) -> None:
+        super().__init__()
+        self.supply = supply
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        kind = name.rstrip("_")
-        p = args[1] if len(args) > 1 else (kwargs or {}).get("p")
-        if kind in ("alpha_dropout", "feature_alpha_dropout") or (kind in ("dropout", "feature_dropout") and p == 1.0):
-            x: Tensor = args[0]
-            return x if name.endswith("_") else x.clone()
-        return func(*args, **(kwargs or {}))
+        kwargs = dict(kwargs or {})
+        kind = _KINDS.get(getattr(func, "__name__", "").rstrip("_"))
+        if kind is not None and kind not in _DRAWS_INSIDE and (p := _rate_of(args, kwargs)):
+            if self.supply.leaves_out(kind, p):
+                return self._left_out(func, kind, p, args, kwargs)
+            rate = self.supply.rate(kind)
+            if rate is not None and len(args) > 1:
+                args = (args[0], rate, *args[2:])
+            elif rate is not None:
+                kwargs["p"] = rate
+        before = self.supply.kind
+        self.supply.kind = kind or before
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self.supply.kind = before
+
+    def _left_out(self, func: Any, kind: str, p: float, args: Any, kwargs: dict[str, Any]) -> Tensor:
+        x: Tensor = args[0] if args else kwargs["input"]
+        if p < 1:  # PyTorch draws nothing where all is dropped
+            self.supply.count += 1
+            self.supply.shapes.append((*x.shape[:2], *[1] * (x.ndim - 2)) if "feature" in kind else tuple(x.shape))
+        return x if func.__name__.endswith("_") or kwargs.get("inplace") else x.clone()
+
+
+def _rate_of(args: Any, kwargs: dict[str, Any]) -> float:
+    """The rate of a call of a dropout function; 0 where it is switched off."""
+    train = kwargs.get("training", kwargs.get("train", args[2] if len(args) > 2 else True))
+    return float(kwargs.get("p", args[1] if len(args) > 1 else 0.5)) if train else 0.0
+
+
+_KINDS = {
+    "dropout": "dropout",
+    **dict.fromkeys(("dropout1d", "dropout2d", "dropout3d", "feature_dropout"), "feature_dropout"),
+    "alpha_dropout": "alpha_dropout",
+    "feature_alpha_dropout": "feature_alpha_dropout",
+    **dict.fromkeys(("scaled_dot_product_attention", "multi_head_attention_forward"), "attention_dropout"),
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), "recurrent_dropout"),
+}
+_DRAWS_INSIDE = ("attention_dropout", "recurrent_dropout")  # among other things, so that only the draw can be changed
 
 
 @contextlib.contextmanager
@@ -287,6 +207,7 @@ def drawing(supply: Supply) -> Iterator[None]:
         sdpa_kernel(SDPBackend.MATH),
         torch.backends.cudnn.flags(enabled=False),
         _Draws(supply),
+        _Functions(supply),
     ):
         yield
 
@@ -295,7 +216,7 @@ def drawing(supply: Supply) -> Iterator[None]:
 def neutral(kept: float | None = None) -> Iterator[Neutral]:
     """Inside, every draw has the value that leaves a network unchanged; what was drawn."""
     supply = Neutral(kept)
-    with drawing(supply), _Skip():
+    with drawing(supply):
         yield supply
 
 
@@ -333,9 +254,17 @@ class EagerEngine:
     lock = threading.RLock()  # of all eager engines: they set global state while they run
 
     def __init__(
-        self, network: nn.Module, batched: Sequence[bool], by_row: Sequence[bool] | None, together: bool = False
+        self,
+        network: nn.Module,
+        batched: Sequence[bool],
+        by_row: Sequence[bool] | None,
+        *,
+        together: bool = False,
+        choice: Choice | None = None,
+        numbers: Sequence[int] | None = None,
     ) -> None:
         self.network, self.batched, self.together = network, tuple(batched), together
+        self._chosen = Chosen(choice, Places(network), numbers) if choice else None
         self._by_row = by_row
         self._buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
 
@@ -376,7 +305,8 @@ class EagerEngine:
 
     def _one(self, inputs: Sequence[Tensor], seed: int, number: int, row: int | None) -> tuple[Tensor, ...]:
         key = (seed * 1_000_003 + number) * 1_000_003 + (0 if row is None else row + 1)
-        with global_generators(key % 2**63), drawing(Seeded(seed, number, row, self._draws_by_row)):
+        supply = Seeded(seed, number, row, self._draws_by_row, self._chosen)
+        with global_generators(key % 2**63), drawing(supply):
             try:
                 outputs: tuple[Tensor, ...] = self.network(*(x.clone() for x in inputs))
                 return tuple(output.clone() for output in outputs)

@@ -15,6 +15,9 @@ same over HTTP) and inherit the built-in they refine, so that `except ValueError
     `-- PortError                  the server cannot listen where it was told to
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 __all__ = [
     "BundleError",
     "CaptureError",
@@ -36,9 +39,16 @@ class McdropError(Exception):
 
 
 class NoDropoutError(McdropError, ValueError):
-    """The network has no active stochastic site, so every sample would be the same."""
+    """The network has no active stochastic site, so every sample would be the same.
+
+    `sites` are those that were found and are inactive (`mcdrop.sites.Site`), where there are any.
+    """
 
     code = "no-dropout"
+
+    def __init__(self, message: str = "", sites: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.sites = tuple(sites)
 
 
 class CaptureError(McdropError, RuntimeError):

@@ -10,7 +10,7 @@ import os
 import pickle
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mcdrop.errors import SettingError
+from mcdrop.examples import example_inputs
 from mcdrop.inputs import BATCH, InputSpec, Signature
 
-__all__ = ["build_network", "call_of", "example_inputs", "load_checkpoint", "read_checkpoint"]
+__all__ = ["build_network", "call_of", "load_checkpoint", "read_checkpoint"]
 
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights in a checkpoint
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
-EXAMPLE_BATCH = 2
-EXAMPLE_SIZE = 8  # of a dynamic dimension, where its bounds allow it
 
 
 # ---- the network
@@ -199,33 +198,3 @@ def _dynamic(spec: InputSpec) -> dict[int, str]:
     """Axis -> how its size is written: `length`, `length<=512`."""
     written = str(spec).partition("[")[2].removesuffix("]").split(", ")
     return {axis: written[axis] for axis, size in enumerate(spec.shape) if isinstance(size, str) and size != BATCH}
-
-
-def example_inputs(specs: Iterable[InputSpec]) -> dict[str, Tensor]:
-    """One batch of two rows that fits the specifications: floats in [0, 1), ones for bool, integers 0 and 1.
-
-    Integers begin each row with 1, so that an attention mask never hides a whole row; uint8 goes up to 255, since it
-    holds images. Dynamic dimensions get 8, or the bound that is nearest to it.
-    """
-    generator = torch.Generator().manual_seed(0)
-    return {spec.name: _example(spec, generator) for spec in specs}
-
-
-def _example(spec: InputSpec, generator: torch.Generator) -> Tensor:
-    shape = [
-        size if isinstance(size, int) else EXAMPLE_BATCH if size == BATCH else _within(spec.bounds[size])
-        for size in spec.shape
-    ]
-    if spec.dtype.is_floating_point or spec.dtype.is_complex:
-        return torch.rand(shape, generator=generator).to(spec.dtype)
-    if spec.dtype == torch.bool:
-        return torch.ones(shape, dtype=torch.bool)
-    values = torch.randint(0, 256 if spec.dtype == torch.uint8 else 2, shape, generator=generator)
-    if values.ndim and values.shape[-1]:
-        values[..., 0] = 1
-    return values.to(spec.dtype)
-
-
-def _within(bounds: tuple[int, int | None]) -> int:
-    least, most = bounds
-    return max(least, EXAMPLE_SIZE if most is None else min(EXAMPLE_SIZE, most))

@@ -16,11 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mcdrop.eager import Neutral, neutral
+from mcdrop.eager import drawing, neutral
 from mcdrop.errors import UnsupportedRandomnessError
 from mcdrop.snapshot import Adapter
+from mcdrop.supplies import Drawn, Neutral, Places, Traced
 
-__all__ = ["Flags", "buffers_of", "find_flags", "put_back", "same"]
+__all__ = ["RRELU", "Flags", "buffers_of", "find_flags", "put_back", "same"]
+
+RRELU = "RReLU keeps the slope of its evaluation mode"  # why its flag stays off, which is as it should be
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Flags:
     neutral_outputs: tuple[Tensor, ...]  # of the network in evaluation mode
     exact: bool  # whether the flagged network is known to be the identity on neutral noise
     foreign: bool  # whether it draws from the generators of Python or NumPy
+    always: tuple[Drawn, ...] = ()  # what it draws in evaluation mode too
 
 
 def find_flags(network: Adapter, inputs: Sequence[Tensor]) -> Flags:
@@ -60,6 +64,7 @@ def find_flags(network: Adapter, inputs: Sequence[Tensor]) -> Flags:
         module.training = False
     search.truth = search.look()
     search.after = buffers_of(network)
+    always = search.drawn() if search.truth.supply.count else ()
     readers = {name: modules[name] for name in modules if name in reading}
     together = search.verdict(list(readers.values()))
     if together.reason is None:
@@ -76,7 +81,7 @@ def find_flags(network: Adapter, inputs: Sequence[Tensor]) -> Flags:
     for name in on:
         modules[name].training = True
     put_back(network, search.buffers)
-    return Flags(tuple(on), off, len(readers), search.truth.outputs, exact, search.foreign)
+    return Flags(tuple(on), off, len(readers), search.truth.outputs, exact, search.foreign, always)
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,18 @@ class _Search:
         self.foreign |= foreign
         return _Look(structure, _clones(leaves), _clones(outputs), supply, foreign)
 
+    def drawn(self) -> tuple[Drawn, ...]:
+        """What one forward pass draws."""
+        put_back(self.network, self.buffers)
+        places = Places(self.network)
+        supply = Traced(places)
+        try:
+            with drawing(supply):
+                self.network.everything(*(x.clone() for x in self.inputs))
+        finally:
+            places.close()
+        return tuple(supply.found)
+
     def verdict(self, modules: Sequence[nn.Module]) -> _Verdict:
         for module in modules:
             module.training = True
@@ -126,7 +143,7 @@ class _Search:
             if len(modules) > 1:
                 return _Verdict("unknown randomness", True)
             if isinstance(modules[0], nn.RReLU):
-                return _Verdict("RReLU keeps the slope of its evaluation mode", True)
+                return _Verdict(RRELU, True)
             raise
         except Exception as error:
             return _Verdict(f"its training flag makes the network fail: {type(error).__name__}: {error}"[:300], True)

@@ -10,13 +10,27 @@ row's index in its request; many threads may ask one object at the same time.
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from mcdrop.arguments import (
+    cast,
+    check_dtype,
+    check_engine,
+    check_masks,
+    check_memory,
+    check_num_samples,
+    check_seed,
+    checked_device,
+    device_of,
+)
 from mcdrop.bundle import read_bundle, write_bundle
 from mcdrop.capture import Captured, capture
+from mcdrop.choosing import Choice, Pattern, Patterns
+from mcdrop.description import describe, restore, stated_choice
 from mcdrop.engine import GraphEngine
 from mcdrop.errors import BundleError, SettingError
 from mcdrop.inputs import Signature
@@ -24,41 +38,16 @@ from mcdrop.masks import Masks
 from mcdrop.moments import accumulator, check_passes
 from mcdrop.prediction import Prediction
 from mcdrop.program import Program
+from mcdrop.report import Report, Subject, report_on
 from mcdrop.sampling import Collector, Run, Sampler, plain
-from mcdrop.sites import Site
+from mcdrop.site_table import Sites
 from mcdrop.snapshot import Adapter, private_copy, read_example
 from mcdrop.statistics import check_levels
 from mcdrop.tasks import OutputKind, Task, TaskName
 
-__all__ = ["MCDropout", "Sites"]
+__all__ = ["MCDropout", "dropout_modules"]
 
 MaskMode = Literal["shared", "independent"]
-_MODES = ("folded", "mapped", "loop")
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
-
-class Sites(tuple[Site, ...]):
-    """The sites of a network; prints as a table."""
-
-    def __repr__(self) -> str:
-        head = ("#", "module", "kind", "p", "mask of one pass", "active", "source")
-        rows = [
-            (
-                "" if site.index < 0 else str(site.index),
-                site.path or "(network)",
-                site.kind,
-                "" if site.p is None else f"{site.p:g}",
-                " x ".join(map(str, site.shape)),
-                "yes" if site.active else f"no: {site.reason}",
-                "" if site.source is None else os.path.basename(site.source),
-            )
-            for site in self
-        ]
-        widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-        return "\n".join(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in [head, *rows]
-        )
 
 
 class MCDropout:
@@ -83,12 +72,17 @@ class MCDropout:
         engine: "graph", "eager", or "auto": graph, and eager with a warning where capture fails.
         max_memory: bytes that one call may use beyond weights, inputs and results; a quarter of what is free if None.
         allow_row_interaction: go on although the rows of a batch influence one another.
+        include: which sites draw: module paths (`"encoder.*.dropout"`), kinds (`"attention"`) or numbers; all if None.
+        exclude: which of them do not.
+        rates: {pattern: p} in [0, 1): rates instead of the network's own; of several the last one counts.
 
     Raises:
-        NoDropoutError: the network has no active dropout.
+        NoDropoutError: the network has no active dropout, or none is chosen.
         CaptureError: the network cannot be captured faithfully.
         InputError, SettingError: an argument does not fit.
     """
+
+    _modules: Mapping[str, float] = MappingProxyType({})  # nothing is known of them where there is only a program
 
     def __init__(
         self,
@@ -112,29 +106,29 @@ class MCDropout:
         engine: Literal["auto", "graph", "eager"] = "auto",
         max_memory: int | None = None,
         allow_row_interaction: bool = False,
+        include: Patterns | None = None,
+        exclude: Patterns = (),
+        rates: Mapping[Pattern, float] | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise SettingError(f"model is a {type(model).__name__}; give a torch.nn.Module.")
-        if engine not in ("auto", "graph", "eager"):
-            raise SettingError(f"engine is {engine!r}; choose 'auto', 'graph' or 'eager'.")
-        if dtype not in _DTYPES:
-            raise SettingError(
-                f"dtype is {dtype!r}; choose torch.float32, torch.bfloat16, torch.float16 or torch.float64."
-            )
+        check_engine(engine)
+        check_dtype(dtype)
         names = None if class_names is None else tuple(class_names)
         if isinstance(noise_variance, int):
             noise_variance = float(noise_variance)
         kind = Task(
             task, output_kind=output_kind, class_axis=class_axis, noise_variance=noise_variance, class_names=names
         )
-        _check_num_samples(num_samples)
-        _check_seed(seed)
-        _check_masks(masks)
-        _check_memory(max_memory)
+        check_num_samples(num_samples)
+        check_seed(seed)
+        check_masks(masks)
+        check_memory(max_memory)
+        choice = Choice.read(include, exclude, rates)
         model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
         with plain():
-            place = _device(device, model)
-            copied = _cast(private_copy(model), dtype, place)
+            place = device_of(device, model)
+            copied = cast(private_copy(model), dtype, place)
             example = read_example(copied, example_inputs, dynamic, dtype, place)
             adapter = Adapter(copied, example, output, pair=task == "heteroscedastic")
             captured = capture(
@@ -144,9 +138,11 @@ class MCDropout:
                 engine=engine,
                 allow_row_interaction=allow_row_interaction,
                 max_memory=max_memory,
+                choice=choice,
             )
         kind.check_outputs(captured.output_example)
         self._setup(kind, example.signature, captured, num_samples, seed, masks, name, version, max_memory)
+        self._modules = dropout_modules(copied)
 
     def _setup(
         self,
@@ -160,7 +156,7 @@ class MCDropout:
         version: str,
         max_memory: int | None,
     ) -> None:
-        _check_memory(max_memory)
+        check_memory(max_memory)
         self.task, self.signature, self.name, self.version = task, signature, name, version
         self.num_samples, self.seed, self.masks = num_samples, seed, masks
         self.sites = Sites(captured.sites)
@@ -328,7 +324,7 @@ class MCDropout:
     ) -> tuple[Run, bool]:
         tensors, as_numpy = self.signature.bind(inputs, device=self.device)
         count = self.num_samples if num_samples is None else num_samples
-        _check_num_samples(count)
+        check_num_samples(count)
         count = int(count)
         levels = tuple(quantiles)
 
@@ -347,9 +343,9 @@ class MCDropout:
         count = self.num_samples if num_samples is None else num_samples
         chosen = self.seed if seed is None else seed
         mode = self.masks if masks is None else masks
-        _check_num_samples(count)
-        _check_seed(chosen)
-        _check_masks(mode)
+        check_num_samples(count)
+        check_seed(chosen)
+        check_masks(mode)
         rows = self.signature.rows(tensors)
         return self._sampler.start(
             tensors,
@@ -359,6 +355,58 @@ class MCDropout:
             masks=mode,
             make_sink=make,
         )
+
+    # ---- what an expert would say about it
+
+    def inspect(self, inputs: Any = None, targets: Any = None, *, num_samples: int | None = None) -> Report:
+        """A report about the network: its sites, what a prediction costs, and findings with what to do about them.
+
+        Args:
+            inputs: rows in the form of the example, on which to measure what each site contributes; it takes a
+                prediction for every site.
+            targets: their known answers, to score predictions with and without dropout.
+            num_samples: passes to measure with, at least 2; the default of this object if None.
+
+        Raises:
+            InputError, SettingError: inputs or targets do not fit the model.
+        """
+        return report_on(self.subject(num_samples), inputs, targets)
+
+    def subject(self, num_samples: int | None = None) -> Subject:
+        """What `mcdrop.report` takes."""
+        facts = {
+            "name": self.name or "unnamed",
+            "version": self.version,
+            "task": self.task.name,
+            "class_names": self.task.class_names,
+            "inputs": [str(spec) for spec in self.signature.inputs],
+            "defaults": {"num_samples": self.num_samples, "seed": self.seed, "masks": self.masks},
+            "device": str(self.device),
+        }
+        count = self.num_samples if num_samples is None else num_samples
+        check_num_samples(count)
+
+        def predict(inputs: Sequence[Tensor], count: int, program: Program | None) -> Prediction:
+            twin = self if program is None else self._with_program(program)
+            return twin(tuple(inputs), num_samples=count, masks="independent").cpu()
+
+        return Subject(facts, self._captured, self.task, self.signature, self._modules, max(int(count), 2), predict)
+
+    def _with_program(self, program: Program) -> "MCDropout":
+        """The same model with another program, which is not proved: it runs pass by pass."""
+        engine = GraphEngine(program, "loop", Masks.within(self._max_memory))
+        engine.merges = self._engine.merges
+        return self._twin(replace(self._captured, engine=engine, sites=program.sites, program=program))
+
+    def _twin(self, captured: Captured) -> "MCDropout":
+        """The same model with another engine."""
+        twin = object.__new__(type(self))
+        twin._setup(
+            self.task, self.signature, captured, self.num_samples, self.seed, self.masks, self.name, self.version,
+            self._max_memory,
+        )  # fmt: skip
+        twin._modules = self._modules
+        return twin
 
     # ---- regression noise
 
@@ -405,32 +453,12 @@ class MCDropout:
                 "keeps it from being "
                 "captured (the warning at construction says what) and capture it again."
             )
-        noise = self.task.noise_variance
         # the lines of code that draw are kept by file name: where they lie is nobody else's business
         sites = tuple(replace(site, source=site.source and os.path.basename(site.source)) for site in program.sites)
-        write_bundle(
-            folder,
-            replace(program, sites=sites),
-            {
-                "name": self.name,
-                "version": self.version,
-                "task": {
-                    "name": self.task.name,
-                    "output_kind": self.task.output_kind,
-                    "class_axis": self.task.class_axis,
-                    "noise_variance": noise.tolist() if isinstance(noise, Tensor) else noise,
-                },
-                "class_names": None if self.task.class_names is None else list(self.task.class_names),
-                "num_samples": self.num_samples,
-                "seed": self.seed,
-                "masks": self.masks,
-                "keyword": self.signature.keyword,
-                "mode": self._engine.mode,
-                "merges": self._engine.merges,
-                "joins": self._engine.joins,
-                "output_shapes": [list(shape) for shape in self._captured.output_shapes],
-            },
-        )
+        names = {"name": self.name, "version": self.version}
+        defaults = {"num_samples": self.num_samples, "seed": self.seed, "masks": self.masks}
+        described = describe(self._captured, self._engine, self.task, self.signature)
+        write_bundle(folder, replace(program, sites=sites), {**names, **described, **defaults})
 
     @classmethod
     def load(
@@ -439,45 +467,40 @@ class MCDropout:
         *,
         device: torch.device | str | None = None,
         max_memory: int | None = None,
+        include: Patterns | None = None,
+        exclude: Patterns | None = None,
+        rates: Mapping[Pattern, float] | None = None,
     ) -> "MCDropout":
         """Read a saved model. Nothing of the folder is evaluated as code.
 
+        Args:
+            folder: where it was saved.
+            device, max_memory: as for a new model; the CPU if None.
+            include, exclude, rates: as for a new model, each instead of the saved setting of its name, if not None:
+                `include="*"`, `exclude=()` and `rates={}` undo what was saved. Noise of the network's own code keeps
+                its rate.
+
         Raises:
             BundleError: the folder is incomplete, damaged, hostile or from a newer version.
+            NoDropoutError, SettingError: an argument does not fit.
         """
-        place = torch.device("cpu") if device is None else _checked_device(device)
+        place = torch.device("cpu") if device is None else checked_device(device)
         program, meta = read_bundle(folder, device=place)
-        program = program.channels_last()
+        program = replace(program.channels_last(), neutral=meta.get("neutral") is True)
         try:
-            stated = meta["task"]
-            noise = stated.get("noise_variance")
-            names = meta.get("class_names")
-            task = Task(
-                stated["name"],
-                output_kind=stated["output_kind"],
-                class_axis=stated["class_axis"],
-                noise_variance=torch.tensor(noise) if isinstance(noise, list) else noise,
-                class_names=None if names is None else tuple(names),
-            )
-            mode = meta["mode"]
-            if mode not in _MODES:
-                raise SettingError(f"mode {mode!r} is unknown")
-            engine = GraphEngine(program, mode, Masks.within(max_memory))
-            engine.merges, engine.joins = bool(meta["merges"]), bool(meta["joins"])
-            shapes = tuple(tuple(int(size) for size in shape) for shape in meta["output_shapes"])
-            signature = Signature(program.inputs, keyword=bool(meta["keyword"]))
+            choice = stated_choice(meta, include=include, exclude=exclude, rates=rates)
+            choice.apply(program)
+        except SettingError as error:
+            if (include, exclude, rates) != (None, None, None):
+                raise
+            raise BundleError(f"{os.fspath(folder)}: model.json chooses what cannot be: {error}") from error
+        try:
+            task, signature, captured = restore(program, meta, choice, max_memory)
             self = object.__new__(cls)
             self._setup(
-                task,
-                signature,
-                Captured(engine, program.sites, program, shapes, ()),
-                meta["num_samples"],
-                meta["seed"],
-                meta["masks"],
-                meta.get("name"),
-                meta["version"],
-                max_memory,
-            )
+                task, signature, captured, meta["num_samples"], meta["seed"], meta["masks"], meta.get("name"),
+                meta["version"], max_memory,
+            )  # fmt: skip
         except (KeyError, TypeError, AttributeError, SettingError, StopIteration) as error:
             raise BundleError(
                 f"{os.fspath(folder)}: model.json does not describe a model ({type(error).__name__}: "
@@ -491,67 +514,20 @@ class MCDropout:
         program = self._captured.program
         if program is None or not isinstance(self._engine, GraphEngine):
             raise SettingError("a network on the eager engine stays where it was captured: capture it on that device.")
-        place = _checked_device(device)
+        place = checked_device(device)
         moved: Program = program.to(place)
-        engine = GraphEngine(moved, self._engine.mode, Masks.within(self._max_memory))
+        choice = self._captured.choice
+        engine = GraphEngine(choice.apply(moved), self._engine.mode, Masks.within(self._max_memory))
         engine.merges, engine.joins = self._engine.merges, self._engine.joins
-        twin = object.__new__(type(self))
-        captured = Captured(engine, self.sites, moved, self._captured.output_shapes, ())
-        twin._setup(
-            self.task, self.signature, captured, self.num_samples, self.seed, self.masks, self.name, self.version,
-            self._max_memory,
-        )  # fmt: skip
-        return twin
+        return self._twin(replace(self._captured, engine=engine, program=moved, output_example=()))
+
+
+def dropout_modules(network: nn.Module) -> dict[str, float]:
+    """The paths of PyTorch's dropout modules in a network, each with its rate."""
+    kinds = nn.modules.dropout._DropoutNd
+    return {path: float(module.p) for path, module in network.named_modules() if isinstance(module, kinds)}
 
 
 def _array(value: Tensor) -> Any:
     value = value.detach().cpu()
     return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
-
-
-def _check_num_samples(value: Any) -> None:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
-        raise SettingError(f"num_samples is {value!r}; give a whole number of passes, at least 1.")
-
-
-def _check_seed(value: Any) -> None:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise SettingError(f"seed is {value!r}; give a whole number.")
-
-
-def _check_masks(value: Any) -> None:
-    if value not in ("shared", "independent"):
-        raise SettingError(f"masks is {value!r}; choose 'shared' (one mask for all rows of a pass) or 'independent'.")
-
-
-def _check_memory(value: Any) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise SettingError(f"max_memory is {value!r}; give a number of bytes, at least 1, or None.")
-
-
-def _checked_device(device: torch.device | str) -> torch.device:
-    try:
-        place = torch.device(device)
-    except RuntimeError as error:
-        raise SettingError(f"device is {device!r}: {error}") from error
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise SettingError(f"device is {device!r} and this PyTorch sees no CUDA device: use 'cpu'.")
-    return place
-
-
-def _device(device: torch.device | str | None, model: nn.Module) -> torch.device:
-    if device is not None:
-        return _checked_device(device)
-    return next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
-
-
-def _cast(model: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """The private copy in the type and on the device in which it will compute."""
-    wide = torch.complex128 if dtype == torch.float64 else torch.complex64
-
-    def cast(tensor: Tensor) -> Tensor:
-        kind = wide if tensor.is_complex() else dtype if tensor.is_floating_point() else tensor.dtype
-        return tensor.to(device=device, dtype=kind)
-
-    moved: nn.Module = model._apply(cast)
-    return moved

@@ -23,7 +23,9 @@ from mcdrop.draws import alpha_scale, bernoulli, noise, scale
 from mcdrop.errors import UnsupportedRandomnessError
 
 __all__ = [
+    "ONE_LAYER",
     "TABLE",
+    "UNREACHED",
     "Found",
     "Law",
     "Site",
@@ -39,6 +41,10 @@ __all__ = [
 Node = Any  # fx.Node, whose arguments are typed too widely to be of use
 
 Law = Literal["bernoulli", "uniform", "normal"]
+
+# Why a site is inactive
+ONE_LAYER = "one layer: there is no place between layers"
+UNREACHED = "its draw never reaches the output"
 
 aten = torch.ops.aten
 draw_operators = torch.ops.mcdrop
@@ -240,7 +246,7 @@ def _recurrent(r: _Rewriter) -> Node:
         if a["train"] and layers > 1:
             r.inactive("recurrent_dropout", 0.0, "p is 0")
         elif a["train"] and p > 0:
-            r.inactive("recurrent_dropout", p, "one layer: there is no place between layers")
+            r.inactive("recurrent_dropout", p, ONE_LAYER)
         a["train"], a["dropout"] = False, 0.0
         return r.call(r.node.target, *a.values())
     directions = 2 if a["bidirectional"] else 1

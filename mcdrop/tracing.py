@@ -25,7 +25,7 @@ from mcdrop.draws import OPERATORS
 from mcdrop.errors import CaptureError, McdropError
 from mcdrop.inputs import InputSpec
 from mcdrop.program import Program
-from mcdrop.sites import Found, Site, expose
+from mcdrop.sites import UNREACHED, Found, Site, expose
 from mcdrop.tracer_rules import tracer_rules
 
 __all__ = ["EXPORT_LOCK", "trace"]
@@ -256,7 +256,7 @@ def _number(graph: fx.Graph, draws: list[tuple[Node, Node]], found: list[Found],
         if node in live:
             active.append(site)
         else:
-            inactive.append(replace(site, index=-1, active=False, reason="its draw never reaches the output"))
+            inactive.append(replace(site, index=-1, active=False, reason=UNREACHED))
     for what in found:
         if what.reason is not None:
             inactive.append(replace(_site(what, -1, (), None), active=False, reason=what.reason))

@@ -32,6 +32,9 @@ from torch import nn
 def build():
     return nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 3))
 
+def two():
+    return nn.Sequential(nn.Dropout(0.2), nn.AlphaDropout(0.4), nn.Linear(4, 3))
+
 def without_dropout():
     return nn.Sequential(nn.Linear(4, 3))
 
@@ -160,6 +163,11 @@ def test_version_names_what_a_bug_report_needs(capsys):
         (["predict", "folder"], "required: DATA"),
         (["demo", "--port", "70000"], "70000 is no port; expected 0 to 65535"),
         (["demo", "--port", "http"], "argument --port"),
+        (
+            ["export", "nets:build", "--rate", "head", "--task", "raw", "-o", "x"],
+            "'head' is no rate; expected PATTERN=P",
+        ),
+        (["export", "nets:build", "--rate", "a=b", "--task", "raw", "-o", "x"], "'a=b' is no rate"),
     ],
 )
 def test_wrong_usage_is_exit_code_2(arguments, message, capsys):
@@ -283,7 +291,67 @@ def test_inspect_shows_sites_and_cost(folder, capsys):
 
 def test_inspect_a_network_that_is_no_folder(here, capsys):
     assert mcdrop(f"inspect {here}:build --input 'x: float32[batch, 4]' --json") == 0
-    assert len(json.loads(capsys.readouterr().out)["sites"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert len(report["sites"]) == 1
+    assert [finding["code"] for finding in report["findings"]] == ["last-layer-only"]
+    assert (report["cost"]["num_samples"], report["measured"]) == (64, None)
+
+
+def test_inspect_measures_on_data(folder, capsys):
+    rows = np.linspace(-1, 1, 24, dtype=np.float32).reshape(6, 4)
+    np.save("data.npy", rows)
+    Path("targets.csv").write_text("class\n" + "0\n1\n2\n" * 2)
+    assert mcdrop(f"inspect {folder} --data data.npy --targets targets.csv --num-samples 32 --json") == 0
+    found = json.loads(capsys.readouterr().out)
+    wanted = MCDropout.load(folder).inspect(rows, [0, 1, 2] * 2, num_samples=32)
+    assert found["measured"] == json.loads(json.dumps(wanted.to_dict()["measured"]))
+    assert found["sites"][0]["variance_alone"] == pytest.approx(found["measured"]["variance"])
+    assert mcdrop(f"inspect {folder} --data data.npy --targets targets.csv") == 0
+    text = capsys.readouterr().out
+    for part in ("Measured on 6 rows, 20 passes, seed 5", "Brier score", "variance alone", "[last-layer-only]"):
+        assert part in text
+
+
+@pytest.mark.parametrize("targets", ["targets.npy", "targets.npz", "targets.csv"])
+def test_inspect_measures_a_network_on_data(here, capsys, targets):
+    np.savetxt("data.csv", np.ones((3, 4)), delimiter=",")
+    np.save("targets.npy", np.zeros((3, 3)))
+    np.savez("targets.npz", anything=np.zeros((3, 3)))
+    np.savetxt("targets.csv", np.zeros((3, 3)), delimiter=",")
+    line = f"inspect {here}:build --input 'x: float32[batch, 4]' --task regression --data data.csv --json"
+    assert mcdrop(f"{line} --targets {targets}") == 0
+    assert set(json.loads(capsys.readouterr().out)["measured"]["monte_carlo"]) == {"rmse"}
+
+
+def test_inspect_reports_a_network_that_cannot_be_sampled(here, capsys):
+    assert mcdrop(f"inspect {here}:without_dropout --input 'x: float32[batch, 4]'") == 0
+    assert "[no-dropout]" in capsys.readouterr().out
+    assert mcdrop(f"inspect {here}:batch_statistics --input 'x: float32[batch, 4]' --json") == 0
+    assert json.loads(capsys.readouterr().out)["findings"][0]["code"] == "rows-interact"
+
+
+def test_inspect_with_other_rates(folder, here, capsys):
+    for model in (str(folder), f"{here}:build --input 'x: float32[batch, 4]'"):
+        assert mcdrop(f"inspect {model} --rate 2=0.9 --json") == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["sites"][0]["p"] == 0.9
+        assert "unusual-rate" in [finding["code"] for finding in report["findings"]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--targets two.npz", "holds 2 arrays; expected one"),
+        ("--targets data.npy", "targets were given without inputs"),
+        ("--targets missing.npy", "there is no data file missing.npy"),
+        ("--data data.npy --targets data.npy", r"targets have the shape \[3, 4\]; expected \[3\]"),
+    ],
+)
+def test_inspect_refuses_targets_that_do_not_fit(folder, capsys, options, message):
+    np.save("data.npy", np.zeros((3, 4), dtype=np.float32))
+    np.savez("two.npz", a=np.zeros(3), b=np.zeros(3))
+    assert mcdrop(f"inspect {folder} {options}") == 1
+    assert re.search(message, capsys.readouterr().err)
 
 
 @pytest.mark.filterwarnings("default:.*it runs eagerly")
@@ -302,6 +370,22 @@ def test_rows_that_influence_one_another_are_an_error_unless_allowed(here, capsy
     assert mcdrop(line) == 1
     assert "influence one another" in capsys.readouterr().err
     assert mcdrop(f"{line} --allow-row-interaction") == 0
+
+
+def test_export_with_chosen_sites_and_rates(here, capsys):
+    def export(choice):
+        line = f"export {here}:two --input 'image: float32[batch, 4]' --task raw -o chosen --json {choice}"
+        assert mcdrop(line) == 0
+        return [(site["path"], site["p"], site["reason"]) for site in json.loads(capsys.readouterr().out)["sites"]]
+
+    left_out = [("1", 0.4, None), ("0", 0.2, "excluded by exclude='0'")]
+    assert export("--exclude 0") == left_out
+    assert [(site.path, site.p, site.reason) for site in MCDropout.load("chosen").sites] == left_out
+    assert export("--include '[01]' --include alpha") == [("0", 0.2, None), ("1", 0.4, None)]
+    assert export("--include '#1'")[1] == ("0", 0.2, "not included by include='#1'")
+    assert export("--rate '*=0.5' --rate alpha=0.1") == [("0", 0.5, None), ("1", 0.1, None)]
+    assert mcdrop(f"export {here}:two --input 'image: float32[batch, 4]' --task raw -o no --exclude head") == 1
+    assert "exclude='head' matches no site" in capsys.readouterr().err
 
 
 # ---- predict

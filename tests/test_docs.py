@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 import mcdrop
-from mcdrop import api_errors, errors, fields, prediction, sites
+from mcdrop import api_errors, errors, fields, findings, prediction, sites
 from mcdrop.api import show_model
 from mcdrop.cli import _parser
 from mcdrop.client import Client
@@ -131,7 +131,7 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[tup
 
 def test_python_blocks_print_what_the_readme_says(printed):
     outputs, _ = printed
-    assert len(outputs) == 3
+    assert len(outputs) >= 4
     for found, wanted in outputs:
         assert wanted
         assert_same_text(found, wanted)
@@ -203,10 +203,10 @@ def test_the_front_door_is_complete():
     assert mcdrop.__all__ == sorted(mcdrop.__all__)
     results = {name for name in prediction.__all__ if name.endswith("Prediction")}
     raised = set(errors.__all__) - {"PortError"}  # only the server raises it
-    assert set(mcdrop.__all__) == results | raised | {"MCDropout"}
+    assert set(mcdrop.__all__) == results | raised | {"MCDropout", "Report", "inspect"}
     for name in mcdrop.__all__:
         assert getattr(mcdrop, name).__name__ == name
-        assert f"`{name}" in README, name
+        assert f"`{name}" in README or f"`mcdrop.{name}" in README, name
 
 
 @pytest.mark.parametrize(
@@ -275,6 +275,19 @@ def test_every_statistic_has_its_line():
     year = re.compile(r"\b(?:19|20)\d\d\b")
     for (task, name), line in rows.items():  # the same source as the table in the code
         assert set(year.findall(fields.FIELDS[task][name])) <= set(year.findall(line)), line
+
+
+def test_every_finding_has_its_line():
+    rows = {code: row for row in table("Is my network fit for it?", "code") for code in words(row["code"])}
+    wanted = {kind.code: (kind.severity, kind.title, kind.source) for kind in findings.KINDS.values()}
+    assert {code: (row["severity"], row["what"], row["source"]) for code, row in rows.items()} == wanted
+
+
+def test_usual_rates_are_those_that_findings_name():
+    rows = {row["where"]: row["usual p"] for row in table("What the numbers mean", "where")}
+    assert set(rows) == {"fully connected", "convolutional", "recurrent", "transformer", "input"}
+    for place, usual in rows.items():
+        assert usual.startswith(findings.rates.USUAL[place].text), place
 
 
 def test_fields_on_request_have_their_lines():

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from mcdrop import MCDropout
-from mcdrop.eager import Given, Seeded, drawing, global_generators, neutral
+from mcdrop.eager import drawing, global_generators, neutral
 from mcdrop.errors import BundleError, SettingError, UnsupportedRandomnessError
 from mcdrop.noise import keep_mask, normal, uniform
+from mcdrop.supplies import Given, Seeded
 
 
 def test_neutral_dropout_is_the_identity() -> None:

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from mcdrop.errors import InputError, SettingError
-from mcdrop.exporting import build_network, call_of, example_inputs, load_checkpoint, read_checkpoint
+from mcdrop.examples import example_inputs
+from mcdrop.exporting import build_network, call_of, load_checkpoint, read_checkpoint
 from mcdrop.inputs import InputSpec
 
 FACTORIES = """

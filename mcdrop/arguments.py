@@ -1,0 +1,81 @@
+"""The settings of a model that are no tensors: what they may be, checked once, at the door."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mcdrop.errors import SettingError
+
+__all__ = [
+    "DTYPES",
+    "cast",
+    "check_dtype",
+    "check_engine",
+    "check_masks",
+    "check_memory",
+    "check_num_samples",
+    "check_seed",
+    "checked_device",
+    "device_of",
+]
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def check_engine(value: Any) -> None:
+    if value not in ("auto", "graph", "eager"):
+        raise SettingError(f"engine is {value!r}; choose 'auto', 'graph' or 'eager'.")
+
+
+def check_dtype(value: Any) -> None:
+    if value not in DTYPES:
+        raise SettingError(f"dtype is {value!r}; choose torch.float32, torch.bfloat16, torch.float16 or torch.float64.")
+
+
+def check_num_samples(value: Any) -> None:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
+        raise SettingError(f"num_samples is {value!r}; give a whole number of passes, at least 1.")
+
+
+def check_seed(value: Any) -> None:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise SettingError(f"seed is {value!r}; give a whole number.")
+
+
+def check_masks(value: Any) -> None:
+    if value not in ("shared", "independent"):
+        raise SettingError(f"masks is {value!r}; choose 'shared' (one mask for all rows of a pass) or 'independent'.")
+
+
+def check_memory(value: Any) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise SettingError(f"max_memory is {value!r}; give a number of bytes, at least 1, or None.")
+
+
+def checked_device(device: torch.device | str) -> torch.device:
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise SettingError(f"device is {device!r}: {error}") from error
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise SettingError(f"device is {device!r} and this PyTorch sees no CUDA device: use 'cpu'.")
+    return place
+
+
+def device_of(device: torch.device | str | None, model: nn.Module) -> torch.device:
+    if device is not None:
+        return checked_device(device)
+    return next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
+
+
+def cast(model: nn.Module, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """The private copy in the type and on the device in which it will compute."""
+    wide = torch.complex128 if dtype == torch.float64 else torch.complex64
+
+    def moved(tensor: Tensor) -> Tensor:
+        kind = wide if tensor.is_complex() else dtype if tensor.is_floating_point() else tensor.dtype
+        return tensor.to(device=device, dtype=kind)
+
+    twin: nn.Module = model._apply(moved)
+    return twin

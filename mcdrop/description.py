@@ -1,0 +1,98 @@
+"""What `model.json` says of a model beside its program: what a loaded model needs to be the one that was saved.
+
+The folder holds the whole program; which of its sites draw is stated beside it (`include`, `exclude`, `rates`) and can
+be changed there. How passes are computed together was proved for the sites named in `proved_sites`; for others it is
+proved again, on made-up inputs.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mcdrop.capture import Captured
+from mcdrop.choosing import Choice
+from mcdrop.engine import GraphEngine
+from mcdrop.errors import SettingError
+from mcdrop.examples import example_inputs, proof_rows
+from mcdrop.inputs import Signature
+from mcdrop.masks import Masks
+from mcdrop.program import Program
+from mcdrop.proofs import proved_engine
+from mcdrop.tasks import Task
+
+__all__ = ["describe", "restore", "stated_choice"]
+
+_MODES = ("folded", "mapped", "loop")
+
+
+def describe(captured: Captured, engine: GraphEngine, task: Task, signature: Signature) -> dict[str, Any]:
+    """The description of a model as plain JSON, less the names and defaults that its owner gave."""
+    noise, choice = task.noise_variance, captured.choice
+    return {
+        "task": {
+            "name": task.name,
+            "output_kind": task.output_kind,
+            "class_axis": task.class_axis,
+            "noise_variance": noise.tolist() if isinstance(noise, Tensor) else noise,
+        },
+        "class_names": None if task.class_names is None else list(task.class_names),
+        "include": None if choice.include is None else list(choice.include),
+        "exclude": list(choice.exclude),
+        "rates": dict(choice.rates),
+        "keyword": signature.keyword,
+        "mode": engine.mode,
+        "merges": engine.merges,
+        "joins": engine.joins,
+        "proved_sites": [site.index for site in engine.program.active_sites],
+        "neutral": engine.program.neutral,
+        "output_shapes": [list(shape) for shape in captured.output_shapes],
+    }
+
+
+def stated_choice(meta: Mapping[str, Any], **instead: Any) -> Choice:
+    """The choice that a description states, with settings that are given (not None) in place of its own."""
+    return Choice.read(**{name: meta.get(name) if value is None else value for name, value in instead.items()})
+
+
+def restore(
+    program: Program, meta: Mapping[str, Any], choice: Choice, max_memory: int | None
+) -> tuple[Task, Signature, Captured]:
+    """What was described, under a choice that fits the program. Raises the errors of lookups where it cannot be."""
+    stated = meta["task"]
+    noise, names = stated.get("noise_variance"), meta.get("class_names")
+    task = Task(
+        stated["name"],
+        output_kind=stated["output_kind"],
+        class_axis=stated["class_axis"],
+        noise_variance=torch.tensor(noise) if isinstance(noise, list) else noise,
+        class_names=None if names is None else tuple(names),
+    )
+    mode, merges = meta["mode"], bool(meta["merges"])
+    if mode not in _MODES:
+        raise SettingError(f"mode {mode!r} is unknown")
+    chosen, masks = choice.apply(program), Masks.within(max_memory)
+    if [site.index for site in chosen.active_sites] == meta.get("proved_sites", _numbers(program)):
+        engine = GraphEngine(chosen, mode, masks)
+        engine.merges, engine.joins = merges, bool(meta["joins"])
+    else:
+        engine = _proved_again(chosen, masks, merges)
+    shapes = tuple(tuple(int(size) for size in shape) for shape in meta["output_shapes"])
+    signature = Signature(program.inputs, keyword=bool(meta["keyword"]))
+    return task, signature, Captured(engine, chosen.sites, program, shapes, (), choice)
+
+
+def _numbers(program: Program) -> list[int]:
+    return [site.index for site in program.active_sites]
+
+
+def _proved_again(program: Program, masks: Masks, merges: bool) -> GraphEngine:
+    """An engine for sites that nothing is proved for yet: pass by pass where made-up inputs cannot prove more."""
+    made = [tensor.to(program.device) for tensor in example_inputs(program.inputs).values()]
+    try:
+        return proved_engine(program, proof_rows(made, program.inputs), masks=masks, merges=merges)
+    except Exception:  # a network may fail in any way on inputs that mean nothing to it
+        engine = GraphEngine(program, "loop", masks)
+        engine.merges = merges
+        return engine

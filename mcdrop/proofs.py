@@ -1,0 +1,160 @@
+"""Proofs about a program alone, by a few passes over rows: what its rows and passes may be put together.
+
+The network that a program was made from has no part in them; `capture` compares the two.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mcdrop.choosing import mean_of
+from mcdrop.draws import alpha_scale, bernoulli, noise, scale
+from mcdrop.engine import GraphEngine, Mode
+from mcdrop.errors import RowsInteractError
+from mcdrop.flags import same
+from mcdrop.masks import Masks
+from mcdrop.program import Program
+
+__all__ = ["PROOF_SEED", "gap", "neutral_outputs", "proved_engine", "rounding", "rows_interact", "with_layout"]
+
+PROOF_SEED = 0x9E3779B9
+
+
+def rounding(program: Program) -> float | None:
+    """The relative difference that half precision anywhere inside explains; None where there is none."""
+    dtypes = {weight.dtype for weight in program.weights.values()}
+    dtypes |= {
+        value for node in program.graph.nodes for value in node.kwargs.values() if isinstance(value, torch.dtype)
+    }
+    return 3e-2 if dtypes & {torch.bfloat16, torch.float16} else None
+
+
+def neutral_outputs(engine: GraphEngine, rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The program with every draw at its mean, by a graph in which dropout is the identity."""
+    graph = torch.fx.Graph()
+    graph.output(graph.graph_copy(engine.program.graph, {}))
+    sites = {site.index: site for site in engine.program.active_sites}
+    for node in list(graph.nodes):
+        if node.target in (scale, alpha_scale):
+            node.replace_all_uses_with(node.args[0])
+        elif node.target is bernoulli:
+            node.replace_all_uses_with(node.args[1])
+    graph.eliminate_dead_code()
+    for node in list(graph.nodes):
+        if node.target is noise:
+            site = sites[node.args[0]]
+            with graph.inserting_before(node):
+                filled = graph.call_function(torch.full, (node.args[1], mean_of(site)), {"device": engine.device})
+            node.replace_all_uses_with(filled)
+            graph.erase_node(node)
+    weights = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
+    module = torch.fx.GraphModule({name: engine.program.weights[name] for name in weights}, graph)
+    with torch.no_grad():
+        return tuple(module(*rows))
+
+
+def gap(a: Tensor, b: Tensor) -> str:
+    if a.shape != b.shape:
+        return f"shape {tuple(a.shape)} for {tuple(b.shape)}"
+    return f"{float((a.double() - b.double()).abs().nan_to_num(float('inf')).max()):.3g}"
+
+
+def rows_interact(engine: GraphEngine, rows: list[Tensor], outputs: tuple[Tensor, ...]) -> str | None:
+    """Why the rows of a batch are not alone, or None: a row alone has to give what it gives among others."""
+    specs = engine.program.inputs
+    for output in outputs:
+        if output.ndim == 0 or output.shape[0] != 3:
+            return (
+                f"the output has shape {tuple(output.shape)} for 3 rows, so its axis 0 is not the "
+                "batch: return one row "
+                "for each input row, batch first."
+            )
+    for i in range(3):
+        alone = [row[i : i + 1] if spec.batched else row for row, spec in zip(rows, specs, strict=True)]
+        try:
+            single = neutral_outputs(engine, alone)
+        except Exception as error:  # a program that was made for several rows can fail in any way on one
+            return f"one row alone cannot be computed ({type(error).__name__}: {str(error)[:200]}), three can"
+        for a, b in zip(single, outputs, strict=True):
+            if not same(a, b[i : i + 1], rounding(engine.program)):
+                return (
+                    f"row {i} alone gives another output than among 3 rows, by {gap(a, b[i : i + 1])}: the rows of a "
+                    "batch influence one another (batch statistics, or a product or mean over the batch). Give "
+                    "BatchNorm its running averages, or pass allow_row_interaction=True and read answers as answers "
+                    "about whole batches."
+                )
+    return None
+
+
+def with_layout(program: Program, engine: GraphEngine, rows: list[Tensor]) -> tuple[Program, GraphEngine]:
+    """Find for axes that run over rows and other units which of the two is slow, by exchanging rows."""
+    if _rows_move(engine, rows):
+        return program, engine
+    for chosen in [*((index,) for index in range(len(program.sites))), tuple(range(len(program.sites)))]:
+        sites = tuple(
+            replace(site, row_major=False) if number in chosen else site for number, site in enumerate(program.sites)
+        )
+        other = replace(program, sites=sites)
+        candidate = GraphEngine(other, "loop")
+        if _rows_move(candidate, rows):
+            return other, candidate
+    raise RowsInteractError(
+        "rows in another order give other outputs under the same draws: the rows of a batch influence one another, or "
+        "share an axis with other units in a way that mcdrop cannot tell apart. Pass allow_row_interaction=True to go "
+        "on all the same."
+    )
+
+
+def _rows_move(engine: GraphEngine, rows: list[Tensor]) -> bool:
+    """Whether rows in another order give the same outputs in that order, with both kinds of masks."""
+    order = torch.tensor([2, 0, 1])
+    moved = [row[order] if spec.batched else row for row, spec in zip(rows, engine.program.inputs, strict=True)]
+    for numbers in (None, torch.arange(3)):
+        there = None if numbers is None else numbers[order]
+        first, second = (
+            engine.apply(x, engine.prepare(x), engine.draws(x, passes=range(2), seed=PROOF_SEED, rows=number), "loop")
+            for x, number in ((rows, numbers), (moved, there))
+        )
+        if not all(same(b, a[:, order], rounding(engine.program)) for a, b in zip(first, second, strict=True)):
+            return False
+    return True
+
+
+def proved_engine(program: Program, rows: list[Tensor], *, masks: Masks, merges: bool) -> GraphEngine:
+    """An engine that computes passes together in the fastest way that is proved; `merges` says that rows are alone."""
+    engine = GraphEngine(program, _fastest_proved(GraphEngine(program, "loop"), rows), masks)
+    engine.merges = merges
+    engine.joins = merges and _rows_join(engine, rows)
+    return engine
+
+
+def _rows_join(engine: GraphEngine, rows: list[Tensor]) -> bool:
+    """Whether the frontiers of single rows, joined, are the frontier of the batch: an axis may mix rows and units."""
+    if engine.parts.frontier_axes is None:
+        return False
+    specs = engine.program.inputs
+    single = [
+        engine.prepare([row[i : i + 1] if spec.batched else row for row, spec in zip(rows, specs, strict=True)])
+        for i in range(3)
+    ]
+    pairs = zip(engine.join(single), engine.prepare(rows), strict=True)
+    return all(same(a, b, rounding(engine.program)) for a, b in pairs)
+
+
+def _fastest_proved(engine: GraphEngine, rows: list[Tensor]) -> Mode:
+    """The fastest way to compute passes together that gives what one at a time gives."""
+    prepared = engine.prepare(rows)
+    draws = [engine.draws(rows, passes=range(3), seed=PROOF_SEED, rows=r) for r in (None, torch.arange(3))]
+    truths = [engine.apply(rows, prepared, draw, "loop") for draw in draws]
+    modes: tuple[Mode, ...] = ("folded", "mapped") if engine.parts.folded is not None else ("mapped",)
+    for mode in modes:
+        try:
+            founds = [engine.apply(rows, prepared, draw, mode) for draw in draws]
+        except Exception:  # whatever an operation without a batching rule raises: the next way is tried
+            continue
+        pairs = [pair for found, truth in zip(founds, truths, strict=True) for pair in zip(found, truth, strict=True)]
+        if all(same(a, b, rounding(engine.program)) for a, b in pairs):
+            return mode
+    return "loop"
