@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mcdrop import layers
     from mcdrop.errors import (
         BundleError,
         CaptureError,
@@ -48,12 +49,15 @@ __all__ = [
     "RowsInteractError",
     "SettingError",
     "UnsupportedRandomnessError",
+    "layers",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'mcdrop' has no attribute {name!r}")
+    if name == "layers":
+        return importlib.import_module("mcdrop.layers")
     module = "predictor" if name == "MCDropout" else "prediction" if name.endswith("Prediction") else "errors"
     return getattr(importlib.import_module(f"mcdrop.{module}"), name)
 

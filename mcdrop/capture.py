@@ -29,7 +29,7 @@ from mcdrop.flags import Flags, buffers_of, find_flags, put_back, same
 from mcdrop.inputs import InputSpec
 from mcdrop.masks import Masks
 from mcdrop.program import Program
-from mcdrop.sites import Site, own_path
+from mcdrop.sites import Site, own_path, told_by_modules
 from mcdrop.snapshot import Adapter
 from mcdrop.tracing import EXPORT_LOCK, trace
 
@@ -93,6 +93,7 @@ def capture(
                 stacklevel=3,
             )
             return captured
+        program = replace(program, sites=told_by_modules(program.sites, network.network))
         program = _with_inactive(program, flags)
         if not program.active_sites:
             raise _no_dropout(network.network, program.sites, flags)
@@ -408,7 +409,7 @@ def _eager(
         with neutral(kept=0.0):
             dropped = _once(network, part)
         stochastic = any(not torch.equal(a, b) for a, b in zip(outputs, dropped, strict=True))
-    sites = _traced_sites(network, rows, by_row)
+    sites = told_by_modules(_traced_sites(network, rows, by_row), network.network)
     if not stochastic:
         raise _no_dropout(network.network, (), flags)
     shapes = tuple(tuple(o.shape[1:]) for o in outputs)
