@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mcdrop import layers
     from mcdrop.errors import (
         BundleError,
         CaptureError,
@@ -52,6 +53,7 @@ __all__ = [
     "SettingError",
     "UnsupportedRandomnessError",
     "inspect",
+    "layers",
 ]
 
 _MODULES = {"MCDropout": "predictor", "Report": "report", "inspect": "inspecting"}
@@ -60,6 +62,8 @@ _MODULES = {"MCDropout": "predictor", "Report": "report", "inspect": "inspecting
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'mcdrop' has no attribute {name!r}")
+    if name == "layers":
+        return importlib.import_module("mcdrop.layers")
     module = _MODULES.get(name, "prediction" if name.endswith("Prediction") else "errors")
     return getattr(importlib.import_module(f"mcdrop.{module}"), name)
 

@@ -31,7 +31,7 @@ from mcdrop.inputs import InputSpec
 from mcdrop.masks import Masks
 from mcdrop.program import Program
 from mcdrop.proofs import PROOF_SEED, gap, neutral_outputs, proved_engine, rounding, rows_interact, with_layout
-from mcdrop.sites import Site, own_path
+from mcdrop.sites import Site, own_path, told_by_modules
 from mcdrop.snapshot import Adapter
 from mcdrop.supplies import Chosen, Drawn, Given, Places, Traced
 from mcdrop.switching import numbers_left, renumbered, set_rates, switch_off
@@ -130,7 +130,7 @@ def _traced(
     put_back(network, buffers)
     if not torch.equal(torch.random.get_rng_state(), before):
         raise CaptureError("the network drew a number while it was traced, which the graph would keep for ever")
-    return program
+    return replace(program, sites=told_by_modules(program.sites, network.network))
 
 
 def _without(
@@ -383,4 +383,4 @@ def _traced_sites(
                 source=drawn.source,
             )
         )
-    return tuple(sites)
+    return told_by_modules(sites, network.network)

@@ -12,12 +12,12 @@ import math
 import operator
 import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from mcdrop.draws import alpha_scale, bernoulli, noise, scale
 from mcdrop.errors import UnsupportedRandomnessError
@@ -36,6 +36,7 @@ __all__ = [
     "own_path",
     "scale",
     "source_of",
+    "told_by_modules",
 ]
 
 Node = Any  # fx.Node, whose arguments are typed too widely to be of use
@@ -57,8 +58,9 @@ class Site:
     Attributes:
         index: its number in the order of drawing, which keys its noise; -1 where nothing is drawn.
         path: the module in which it stands, as in `named_modules`; empty for the network itself.
-        kind: the operation as its paper names it, e.g. "dropout", "attention_dropout", "recurrent_dropout".
-        p: the probability of dropping a unit, or None where a unit is not dropped with one fixed probability.
+        kind: the operation as its paper names it, e.g. "dropout", "attention_dropout", "recurrent_dropout"; inside a
+            module whose class has a `dropout_kind`, that.
+        p: the probability of dropping a unit; of a uniform or normal draw the rate that its module states, or None.
         law: the law of the draw.
         scale: the value of a kept unit.
         shape: the shape of one pass's draw, for people; "batch" stands for the number of rows.
@@ -442,3 +444,27 @@ def source_of(node: Node) -> str | None:
     own = [frame for frame in frames if not frame[0].startswith(_LIBRARIES)]
     name, line = (own or frames or [("", "")])[-1]
     return f"{name}:{line}" if name else None
+
+
+_RATES = ("p", "drop_prob", "drop_rate")
+
+
+def told_by_modules(sites: Sequence[Site], model: nn.Module) -> tuple[Site, ...]:
+    """The sites with what the modules of `model` say of themselves.
+
+    A module with an attribute `dropout_kind` names the draws inside it; of several around a draw the innermost. Where
+    the law of a draw has no rate, the rate is that module's (or, if none has the attribute, the draw's own module's)
+    float attribute `p`, `drop_prob` or `drop_rate`.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    return tuple(_told(site, modules) for site in sites)
+
+
+def _told(site: Site, modules: dict[str, nn.Module]) -> Site:
+    names = site.path.split(".") if site.path else []
+    around = [modules.get(".".join(names[:depth])) for depth in range(len(names), -1, -1)]  # innermost first
+    owner = next((module for module in around if isinstance(getattr(module, "dropout_kind", None), str)), None)
+    kind = site.kind if owner is None else str(owner.dropout_kind)
+    stated = (getattr(owner or around[0], name, None) for name in _RATES)
+    rate = next((value for value in stated if isinstance(value, float) and 0 <= value <= 1), None)
+    return replace(site, kind=kind, p=rate if site.p is None else site.p)

@@ -88,6 +88,7 @@ class Places:
     def __init__(self, network: nn.Module) -> None:
         self.stack = [""]
         self.handles = []
+        self._kinds = {name: getattr(module, "dropout_kind", None) for name, module in network.named_modules()}
         for name, module in network.named_modules():
             if not isinstance(module, torch.jit.ScriptModule):
                 self.handles.append(module.register_forward_pre_hook(partial(self._enter, name)))
@@ -103,6 +104,10 @@ class Places:
     def path(self) -> str:
         """The module, as a path in the user's network."""
         return own_path(self.stack[-1])
+
+    def kind(self, kind: str) -> str:
+        """What a draw of this kind is called here: the innermost module that names its draws decides."""
+        return next((told for name in reversed(self.stack) if isinstance(told := self._kinds[name], str)), kind)
 
     def close(self) -> None:
         """Take the hooks off again."""
@@ -165,7 +170,7 @@ class Chosen:
         return self.choice.rate(self._site(kind, index))
 
     def _site(self, kind: str, index: int) -> Place:
-        return Place(self.number(index), self.places.path, kind)
+        return Place(self.number(index), self.places.path, self.places.kind(kind))
 
 
 class Given(Supply):

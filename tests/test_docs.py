@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 import mcdrop
-from mcdrop import api_errors, errors, fields, findings, prediction, sites
+from mcdrop import api_errors, errors, fields, findings, layers, prediction, sites
 from mcdrop.api import show_model
 from mcdrop.cli import _parser
 from mcdrop.client import Client
@@ -203,14 +203,14 @@ def test_the_front_door_is_complete():
     assert mcdrop.__all__ == sorted(mcdrop.__all__)
     results = {name for name in prediction.__all__ if name.endswith("Prediction")}
     raised = set(errors.__all__) - {"PortError"}  # only the server raises it
-    assert set(mcdrop.__all__) == results | raised | {"MCDropout", "Report", "inspect"}
+    assert set(mcdrop.__all__) == results | raised | {"MCDropout", "Report", "inspect", "layers"}
     for name in mcdrop.__all__:
-        assert getattr(mcdrop, name).__name__ == name
-        assert f"`{name}" in README or f"`mcdrop.{name}" in README, name
+        assert getattr(mcdrop, name).__name__.removeprefix("mcdrop.") == name
+        assert re.search(rf"`(mcdrop\.)?{name}", README), name
 
 
 @pytest.mark.parametrize(
-    "name", [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sorted((ROOT / "mcdrop").glob("*.py"))]
+    "name", [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sorted((ROOT / "mcdrop").rglob("*.py"))]
 )
 def test_names_in_all_exist(name):
     module = importlib.import_module(name.removesuffix(".__init__")) if "__main__" not in name else mcdrop
@@ -369,7 +369,7 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.fixture(scope="module")
 def kinds() -> dict[str, dict[str, str]]:
-    return {name: row for row in table("Dropout kinds", "kind") for name in words(row["kind"])}
+    return {name: row for row in table("Kinds of dropout", "kind") for name in words(row["kind"])}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -382,8 +382,22 @@ def test_a_kind_is_captured_under_the_name_in_its_line(kind, kinds):
 def test_every_kind_and_operation_has_its_line(kinds):
     assert set(kinds) == set(KINDS)
     listed = {name for row in kinds.values() for name in words(row["operations in the graph"])}
-    listed |= words(next(line for line in section("Dropout kinds").splitlines() if line.startswith("RReLU")))
+    listed |= words(next(line for line in section("Kinds of dropout").splitlines() if line.startswith("RReLU")))
     assert listed == {str(operation).removeprefix("aten.") for operation in sites.TABLE}
+
+
+def test_every_layer_has_its_line():
+    rows = table("Layers that PyTorch lacks", "module", "function", "kind")
+    listed = {}
+    for row in rows:
+        modules = {name.partition("(")[0] for name in words(row["module"])}
+        (kind,) = words(row["kind"])
+        assert {getattr(layers, name).dropout_kind for name in modules} == {kind}
+        assert all(row[column] for column in ("mask of one pass", "mean", "where it is used", "reference"))
+        listed |= dict.fromkeys(modules | words(row["function"]))
+    beside = set(layers.__all__) - set(listed)
+    assert set(listed) <= set(layers.__all__)
+    assert beside == {name for name in beside if f"`{name}(" in section("Layers that PyTorch lacks")}
 
 
 # ---- the first five minutes: what you see

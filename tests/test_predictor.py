@@ -360,3 +360,14 @@ def test_learned_queries_without_a_batch() -> None:
 
 def test_numpy_numbers_are_numbers(mc: MCDropout) -> None:
     assert mc(X, num_samples=np.int64(4), seed=np.int32(1)).num_samples == 4
+
+
+def test_float64_whatever_the_rate():
+    """1 / (1 - 0.3) is no number of float32, in which the factors of draws are kept; capture's proofs allow for it."""
+    x = torch.ones(2, 64, dtype=torch.float64)
+    mc = MCDropout(nn.Dropout(0.3).eval(), x, task="raw", dtype=torch.float64, engine="graph")
+    samples = mc.sample(x, num_samples=8)
+    assert samples.dtype == torch.float64
+    torch.testing.assert_close(
+        samples[samples != 0], torch.full_like(samples[samples != 0], 1 / 0.7), rtol=1e-7, atol=0
+    )

@@ -1,0 +1,34 @@
+"""Stochastic layers that PyTorch lacks: one file for each kind, a function and a thin Module.
+
+They are ordinary layers for training, off in evaluation; capture finds their draws like any other, and `Site.kind`
+gives the `dropout_kind` of their class. Unless a layer says otherwise, sequences are (batch, time, features).
+"""
+
+from mcdrop.layers.concrete import ConcreteDropout, concrete_dropout
+from mcdrop.layers.drop_block import DropBlock1d, DropBlock2d, DropBlock3d, LinearSchedule, drop_block
+from mcdrop.layers.drop_path import DropPath, drop_path, linear_depth_rates
+from mcdrop.layers.gaussian import GaussianDropout, gaussian_dropout
+from mcdrop.layers.shake_shake import ShakeShake, shake_shake
+from mcdrop.layers.token_dropout import TokenDropout, token_dropout
+from mcdrop.layers.word_dropout import WordDropout, word_dropout
+
+__all__ = [
+    "ConcreteDropout",
+    "DropBlock1d",
+    "DropBlock2d",
+    "DropBlock3d",
+    "DropPath",
+    "GaussianDropout",
+    "LinearSchedule",
+    "ShakeShake",
+    "TokenDropout",
+    "WordDropout",
+    "concrete_dropout",
+    "drop_block",
+    "drop_path",
+    "gaussian_dropout",
+    "linear_depth_rates",
+    "shake_shake",
+    "token_dropout",
+    "word_dropout",
+]
