@@ -108,6 +108,10 @@ def test_state_dicts_of_whole_networks() -> None:
     normed = add_drop_connect(nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)))
     assert {name.split(".")[-1] for name in normed.state_dict()} == {"bias", "original0", "original1"}
     normed.load_state_dict(normed.state_dict())
+    bounded = nn.Linear(3, 2)
+    parametrize.register_parametrization(bounded, "weight", nn.Tanh(), unsafe=True)
+    add_drop_connect(bounded)  # what is stored is not the weight, so it does not take its name
+    assert bounded.state_dict().keys() == {"bias", "parametrizations.weight.original"}
 
 
 def test_a_weight_that_is_assigned_is_the_weight_that_is_dropped() -> None:
