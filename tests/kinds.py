@@ -176,6 +176,20 @@ class Branches(nn.Module):
         return self.shake(x * (1 + self.apart), x * (1 - self.apart))
 
 
+class Connected(nn.Module):
+    """One weight for each output, so that the output shows the mask of the weights."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4, bias=False)
+        with torch.no_grad():
+            self.linear.weight.copy_(torch.eye(4))
+        layers.add_drop_connect(self.linear, p=p)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x)
+
+
 # ---- laws of continuous noise
 
 
@@ -262,6 +276,28 @@ TORCH = (
 
 OURS = (
     Kind("DropPath", layers.DropPath, ones(2, 3), "drop_path", mask(1, 1)),
+    Kind("LockedDropout", layers.LockedDropout, ones(4, 3), "locked", mask(1, 3)),
+    Kind(
+        "VariationalLSTM",
+        lambda p: Recurrent(
+            layers.VariationalLSTM, p, ("open", "shut", "input", "open"), input_dropout=0.0, recurrent_dropout=0.0
+        ),
+        ones(3, 2),
+        "variational",
+        mask(1, 2),
+        mean=after(lambda x: math.tanh(math.tanh(x) / 2) / 2),
+    ),
+    Kind(
+        "VariationalGRU",
+        lambda p: Recurrent(
+            layers.VariationalGRU, p, ("open", "shut", "input"), input_dropout=0.0, recurrent_dropout=0.0
+        ),
+        ones(3, 2),
+        "variational",
+        mask(1, 2),
+        mean=after(math.tanh),
+    ),
+    Kind("DropConnect", Connected, ones(4), "drop_connect", mask(4), by_row=False),
     Kind("TokenDropout", layers.TokenDropout, ones(4, 3), "token", mask(4, 1)),
     Kind(
         "WordDropout",
