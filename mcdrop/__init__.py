@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         PassMemoryError,
         RowsInteractError,
         SettingError,
+        TrainingError,
         UnsupportedRandomnessError,
     )
     from mcdrop.prediction import (
@@ -47,11 +48,16 @@ __all__ = [
     "RegressionPrediction",
     "RowsInteractError",
     "SettingError",
+    "TrainingError",
     "UnsupportedRandomnessError",
 ]
 
+_MODULES = ("training",)  # reached as `mcdrop.training` after `import mcdrop`
+
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"mcdrop.{name}")
     if name not in __all__:
         raise AttributeError(f"module 'mcdrop' has no attribute {name!r}")
     module = "predictor" if name == "MCDropout" else "prediction" if name.endswith("Prediction") else "errors"
@@ -59,4 +65,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return [*__all__, *_MODULES, "__version__"]

@@ -131,10 +131,16 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[tup
 
 def test_python_blocks_print_what_the_readme_says(printed):
     outputs, _ = printed
-    assert len(outputs) == 3
+    assert len(outputs) == 4
     for found, wanted in outputs:
         assert wanted
         assert_same_text(found, wanted)
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "py"])
+def test_blocks_for_other_frameworks_are_python(block):
+    """They are not run, since these frameworks are no dependencies."""
+    assert "MCDropout" in compile(block.text, "README", "exec").co_names
 
 
 def test_the_example_says_what_its_explanation_says(printed):
