@@ -52,7 +52,7 @@ __all__ = [
     "UnsupportedRandomnessError",
 ]
 
-_MODULES = ("training",)  # reached as `mcdrop.training` after `import mcdrop`
+_MODULES = ("sweep", "training")  # reached as `mcdrop.training` after `import mcdrop`
 
 
 def __getattr__(name: str) -> Any:

@@ -17,11 +17,12 @@ from mcdrop.exporting import build_network, call_of, load_checkpoint
 from mcdrop.inputs import InputSpec, check_finite
 from mcdrop.prediction import Prediction
 from mcdrop.predictor import MCDropout
+from mcdrop.sweep_command import run as run_sweep
 from mcdrop.terminal import new_table, open_console, progress
 from service import server
 from service.settings import load_settings
 
-__all__ = ["demo", "export", "inspect", "predict", "serve", "versions"]
+__all__ = ["demo", "export", "inspect", "predict", "serve", "sweep", "versions"]
 
 SHOWN_ROWS = 20  # of a prediction, in a terminal
 FIRST = ("label", "confidence")  # of the columns
@@ -246,3 +247,7 @@ def _show(fields: dict[str, np.ndarray], class_names: tuple[str, ...] | None, ma
     console.print(
         f"\n{made['num_samples']} passes, seed {made['seed']}.{hidden} -o FILE writes every number.", style="dim"
     )
+
+
+def sweep(arguments: argparse.Namespace) -> None:
+    run_sweep(arguments)

@@ -23,6 +23,8 @@ __all__ = [
     "DigitNetwork",
     "Digits",
     "accuracy",
+    "digit_mlp",
+    "few_digits",
     "load_digits",
     "not_digits",
     "one_thread",
@@ -31,6 +33,7 @@ __all__ = [
 
 CLASS_NAMES = tuple("0123456789")
 TEST_IMAGES = 360  # the last fifth of the file
+FEW_IMAGES = 400
 INK = 16  # the darkest pixel
 
 
@@ -76,6 +79,31 @@ class DigitNetwork(nn.Module):
         normalised = image.unsqueeze(1) / INK  # (batch, 1, 8, 8), 0 to 1
         logits: Tensor = self.head(self.features(normalised))
         return logits
+
+
+def digit_mlp(p: float) -> nn.Module:
+    """An untrained MLP of three layers with dropout at rate `p` behind both hidden ones, for a sweep over rates.
+
+    Takes float images (batch, 8, 8) with ink 0 to 16 and returns logits (batch, 10).
+    """
+    return nn.Sequential(
+        _Pixels(), nn.Linear(64, 512), nn.ReLU(), nn.Dropout(p),
+        nn.Linear(512, 512), nn.ReLU(), nn.Dropout(p), nn.Linear(512, len(CLASS_NAMES)),
+    )  # fmt: skip
+
+
+class _Pixels(nn.Module):
+    def forward(self, image: Tensor) -> Tensor:
+        return image.flatten(1) / INK
+
+
+def few_digits() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """400 images to learn from, few enough to learn by heart, and 1,037 others to validate on, mostly by other hands.
+
+    The test images of `load_digits` are in neither: a rate chosen here can be tested on them.
+    """
+    images, labels = _tensors(load_digits()[0])
+    return (images[:FEW_IMAGES], labels[:FEW_IMAGES]), (images[FEW_IMAGES:], labels[FEW_IMAGES:])
 
 
 def train(
