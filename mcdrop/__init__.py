@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         PassMemoryError,
         RowsInteractError,
         SettingError,
+        TrainingError,
         UnsupportedRandomnessError,
     )
     from mcdrop.inspecting import inspect
@@ -51,22 +52,24 @@ __all__ = [
     "Report",
     "RowsInteractError",
     "SettingError",
+    "TrainingError",
     "UnsupportedRandomnessError",
     "inspect",
     "layers",
 ]
 
 _MODULES = {"MCDropout": "predictor", "Report": "report", "inspect": "inspecting"}
+_ROOMS = ("layers", "sweep", "training")  # reached as `mcdrop.training` after `import mcdrop`
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"mcdrop.{name}")
     if name not in __all__:
         raise AttributeError(f"module 'mcdrop' has no attribute {name!r}")
-    if name == "layers":
-        return importlib.import_module("mcdrop.layers")
     module = _MODULES.get(name, "prediction" if name.endswith("Prediction") else "errors")
     return getattr(importlib.import_module(f"mcdrop.{module}"), name)
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return sorted({*__all__, *_ROOMS, "__version__"})

@@ -23,11 +23,12 @@ from mcdrop.prediction import Prediction
 from mcdrop.predictor import MCDropout
 from mcdrop.report import Report
 from mcdrop.report_text import renderables
+from mcdrop.sweep_command import run as run_sweep
 from mcdrop.terminal import new_table, open_console, progress
 from service import server
 from service.settings import load_settings
 
-__all__ = ["demo", "export", "inspect", "predict", "serve", "versions"]
+__all__ = ["demo", "export", "inspect", "predict", "serve", "sweep", "versions"]
 
 SHOWN_ROWS = 20  # of a prediction, in a terminal
 FIRST = ("label", "confidence")  # of the columns
@@ -302,3 +303,7 @@ def _show(fields: dict[str, np.ndarray], class_names: tuple[str, ...] | None, ma
     console.print(
         f"\n{made['num_samples']} passes, seed {made['seed']}.{hidden} -o FILE writes every number.", style="dim"
     )
+
+
+def sweep(arguments: argparse.Namespace) -> None:
+    run_sweep(arguments)

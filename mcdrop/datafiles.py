@@ -22,10 +22,12 @@ import numpy as np
 from mcdrop.errors import InputError, SettingError
 from mcdrop.inputs import BATCH, InputSpec, Signature
 
-__all__ = ["read_arrays", "read_inputs", "read_targets", "write_csv", "write_fields"]
+__all__ = ["read_arrays", "read_inputs", "read_labelled", "read_targets", "write_csv", "write_fields"]
 
 INPUT_SUFFIXES = (".npy", ".npz", ".csv")
 OUTPUT_SUFFIXES = (".npz", ".csv", ".json")
+LABELLED = ("inputs", "targets", "validation_inputs", "validation_targets")
+HOW_LABELLED = "Write it with numpy.savez(path, inputs=..., targets=...)."
 MOST_COLUMNS = 10_000  # beyond that nobody reads a CSV, and .npz is a hundred times smaller
 
 Arrays = np.ndarray | dict[str, np.ndarray]
@@ -69,6 +71,37 @@ def read_targets(path: Path) -> np.ndarray:
         if len(arrays) != 1:
             raise InputError(f"{path} holds {len(arrays)} arrays; expected one, the targets.")
         return next(iter(arrays.values()))
+    return arrays
+
+
+def read_labelled(path: Path) -> dict[str, np.ndarray]:
+    """The arrays `inputs` and `targets` of an .npz file, and `validation_inputs` and `validation_targets` where it has
+    them, with as many rows in each pair. Raises InputError."""
+    arrays = read_arrays(path)
+    if not isinstance(arrays, dict):
+        raise InputError(f"{path} holds one array; expected an .npz file with inputs and targets. {HOW_LABELLED}")
+    strangers = sorted(set(arrays) - set(LABELLED))
+    lone = [
+        name for name in LABELLED if name not in arrays and (name in LABELLED[:2] or set(LABELLED[2:]) & set(arrays))
+    ]
+    if strangers or lone:
+        which = f"has no array {lone[0]!r}" if lone else f"has an array {strangers[0]!r} that means nothing here"
+        raise InputError(
+            f"{path} {which}; expected {', '.join(LABELLED[:2])} and, if wanted, "
+            f"{', '.join(LABELLED[2:])}. {HOW_LABELLED}"
+        )
+    for inputs, targets in (LABELLED[:2], LABELLED[2:]):
+        if inputs not in arrays:
+            continue
+        shapes = [arrays[name].shape for name in (inputs, targets)]
+        if not all(shapes) or shapes[0][0] != shapes[1][0] or shapes[0][0] == 0:
+            raise InputError(
+                f"{path}: {inputs} has shape {shapes[0]} and {targets} {shapes[1]}; expected as many rows in both, "
+                "at least one."
+            )
+    for name, values in arrays.items():
+        if values.dtype.kind not in "fiub":
+            raise InputError(f"{path}: {name} holds {values.dtype}; expected numbers.")
     return arrays
 
 

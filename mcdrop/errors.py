@@ -12,6 +12,7 @@ same over HTTP) and inherit the built-in they refine, so that `except ValueError
     |-- SettingError               an argument has a value that means nothing
     |-- BundleError                a model on disk is damaged, hostile or from another version
     |-- PassMemoryError            one pass of one row does not fit into memory
+    |-- TrainingError              a loss is no longer a finite number
     `-- PortError                  the server cannot listen where it was told to
 """
 
@@ -28,6 +29,7 @@ __all__ = [
     "PortError",
     "RowsInteractError",
     "SettingError",
+    "TrainingError",
     "UnsupportedRandomnessError",
 ]
 
@@ -91,6 +93,12 @@ class PassMemoryError(McdropError, MemoryError):
     """Not even one pass of one row fits into memory."""
 
     code = "out-of-memory"
+
+
+class TrainingError(McdropError, ArithmeticError):
+    """A loss is NaN or infinite, so training cannot go on."""
+
+    code = "training-failed"
 
 
 class PortError(McdropError, OSError):

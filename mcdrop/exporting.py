@@ -32,10 +32,11 @@ WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.com
 # ---- the network
 
 
-def build_network(reference: str) -> nn.Module:
-    """Import `pkg.module:factory` (the current directory included) and call it; a finished module is taken as it is.
+def build_network(reference: str, *arguments: float) -> nn.Module:
+    """Import `pkg.module:factory` (the current directory included) and call it with `arguments`.
 
-    Raises SettingError when the reference, the module or what it returns is not usable.
+    Without arguments a finished module is taken as it is. Raises SettingError when the reference, the module
+    or what it returns is not usable.
     """
     module_name, _, path = reference.partition(":")
     if not module_name or not path:
@@ -56,18 +57,23 @@ def build_network(reference: str) -> nn.Module:
         raise SettingError(f"{reference}: {error}. Name a function or class of that module.") from error
     except Exception as error:
         raise SettingError(f"{reference}: importing it failed with {type(error).__name__}: {error}") from error
-    if isinstance(value, nn.Module):
+    if isinstance(value, nn.Module) and not arguments:
         return value
-    if not callable(value):
-        raise SettingError(f"{reference} is a {type(value).__name__}; name a function that returns an nn.Module.")
+    if isinstance(value, nn.Module) or not callable(value):
+        takes = "takes a dropout rate and " if arguments else ""
+        raise SettingError(
+            f"{reference} is a {type(value).__name__}; name a function that {takes}returns an nn.Module."
+        )
+    call = f"{reference}({', '.join(f'{argument:g}' for argument in arguments)})"
     try:
-        network = value()
+        network = value(*arguments)
     except Exception as error:
         raise SettingError(
-            f"{reference}() failed with {type(error).__name__}: {error}. The function is called without arguments."
+            f"{call} failed with {type(error).__name__}: {error}. The function is called "
+            f"{'with one argument, the dropout rate' if arguments else 'without arguments'}."
         ) from error
     if not isinstance(network, nn.Module):
-        raise SettingError(f"{reference}() returned a {type(network).__name__}; it has to return an nn.Module.")
+        raise SettingError(f"{call} returned a {type(network).__name__}; it has to return an nn.Module.")
     return network
 
 

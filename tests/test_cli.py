@@ -23,7 +23,7 @@ from mcdrop.predictor import MCDropout
 from mcdrop.tasks import TaskName
 from service.settings import Settings
 
-COMMANDS = ("demo", "export", "inspect", "predict", "serve")
+COMMANDS = ("demo", "export", "inspect", "predict", "serve", "sweep")
 ROOT = Path(__file__).resolve().parents[1]
 
 NETWORK = """

@@ -137,6 +137,12 @@ def test_python_blocks_print_what_the_readme_says(printed):
         assert_same_text(found, wanted)
 
 
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "py"])
+def test_blocks_for_other_frameworks_are_python(block):
+    """They are not run, since these frameworks are no dependencies."""
+    assert "MCDropout" in compile(block.text, "README", "exec").co_names
+
+
 def test_the_example_says_what_its_explanation_says(printed):
     """Row 1 is mostly aleatoric, row 2 mostly epistemic."""
     rows = [numbers(line) for line in printed[0][0][0].splitlines()[2:]]

@@ -1,0 +1,102 @@
+"""`mcdrop sweep`: data and a network given by words, the sweep with its progress, a report and files."""
+
+import argparse
+import contextlib
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mcdrop.datafiles import read_labelled
+from mcdrop.digits import digit_mlp, few_digits, one_thread
+from mcdrop.errors import McdropError, SettingError
+from mcdrop.exporting import build_network
+from mcdrop.sweep import Factory, sweep
+from mcdrop.sweep_report import can_draw, make_folder, report, write
+from mcdrop.terminal import open_console, progress
+from mcdrop.training import Data
+
+__all__ = ["run"]
+
+FOLDER = Path("mcdrop-sweep")
+LEAST_ROWS = 10  # of a file of which a fifth is held out
+SETTINGS = ("rates", "task", "seeds", "epochs", "batch_size", "learning_rate", "weight_decay", "num_samples")
+NO_PICTURE = "No picture: matplotlib is not installed. From a clone: pip install '.[plot]'"
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Sweep as the arguments say. Raises McdropError, before any training where that can be known."""
+    factory, train, validation = _asked(arguments.factory, arguments.data)
+    folder = FOLDER if arguments.folder is None and not arguments.json else arguments.folder
+    if folder is not None:
+        make_folder(folder)
+    settings = {name: getattr(arguments, name) for name in SETTINGS}
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    one = one_thread() if arguments.factory is None else contextlib.nullcontext()
+    try:
+        with one, progress("training", arguments.seeds * len(arguments.rates) * arguments.epochs) as advance:
+            found = sweep(factory, train, validation, **settings, device=device, progress=advance)
+    except McdropError:
+        raise
+    except Exception as error:  # from the user's code
+        raise SettingError(
+            f"a network of {arguments.factory} cannot be trained on inputs of {train[0].dtype} {list(train[0].shape)}; "
+            f"it raises {type(error).__name__}: {error}"
+        ) from error
+    facts = {
+        "network": arguments.factory or digit_mlp.__name__,
+        "data": arguments.data,
+        "training_rows": len(train[0]),
+        "validation_rows": len(validation[0]),
+        **{name: value for name, value in settings.items() if name not in ("rates", "seeds")},
+    }
+    if arguments.json:
+        print(json.dumps({**facts, **found.to_dict()}))
+    else:
+        report(open_console(), found, facts)
+    if folder is not None:
+        written = write(found, facts, folder)
+        if not arguments.json:
+            print(f"\nWritten to {folder}: {', '.join(written)}" + ("" if can_draw() else f"\n{NO_PICTURE}"))
+
+
+def _asked(reference: str | None, data: str) -> tuple[Factory, Data, Data]:
+    """The factory, and the data to train and to validate on."""
+    if data == "digits":
+        train, validation = few_digits()
+    else:
+        train, validation = _read(Path(data))
+    if reference is not None:
+        return lambda rate: build_network(reference, rate), train, validation
+    if data != "digits":
+        raise SettingError(
+            f"which network to train on {data} is not known. Name a function that takes a dropout rate and returns a "
+            f"network, as in: mcdrop sweep models:build --data {data}"
+        )
+    return digit_mlp, train, validation
+
+
+def _read(path: Path) -> tuple[Data, Data]:
+    arrays = {name: _tensor(values) for name, values in read_labelled(path).items()}
+    inputs, targets = arrays["inputs"], arrays["targets"]
+    if "validation_inputs" in arrays:
+        return (inputs, targets), (arrays["validation_inputs"], arrays["validation_targets"])
+    if len(inputs) < LEAST_ROWS:
+        raise SettingError(
+            f"{path} has {len(inputs)} rows, too few to hold some out; give at least {LEAST_ROWS}, or "
+            "validation_inputs and validation_targets."
+        )
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(inputs)))
+    held_out, kept = order.tensor_split([len(inputs) // 5])
+    return (inputs[kept], targets[kept]), (inputs[held_out], targets[held_out])
+
+
+def _tensor(values: np.ndarray) -> Tensor:
+    """Real numbers in float32, as networks take them; class numbers, ids and bytes as they are."""
+    if values.dtype.kind == "f":
+        return torch.from_numpy(values.astype(np.float32))
+    return torch.from_numpy(
+        values.astype(np.int64) if values.dtype.kind == "b" or values.dtype.itemsize > 1 else values
+    )
