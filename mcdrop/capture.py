@@ -41,6 +41,12 @@ _CANNOT = (
     "and the model cannot be saved or served from disk"
 )
 
+_MIXED = (
+    "under one mask for all rows a row alone gives another output than among 3 rows: by its noise the rows of a batch "
+    "influence one another, as where noise is scaled by statistics of the batch. Scale it by values of its row, or "
+    "pass allow_row_interaction=True and read answers as answers about whole batches."
+)
+
 
 @dataclass(frozen=True)
 class Captured:
@@ -154,7 +160,8 @@ def _with_inactive(program: Program, flags: Flags) -> Program:
 def _no_dropout(model: nn.Module, sites: Sequence[Site], flags: Flags) -> NoDropoutError:
     name, count = type(model).__name__, sum(1 for _ in model.modules())
     if sites:
-        listed = "; ".join(f"{site.path or name}: {site.reason}" for site in sites[:6])
+        telling = sorted(sites, key=lambda site: site.reason == "p is 0")  # what may surprise comes first
+        listed = "; ".join(f"{site.path or name}: {site.reason}" for site in telling[:6])
         return NoDropoutError(
             f"{name} has {len(sites)} stochastic site{'s' * (len(sites) != 1)} and none is active, so "
             "every sample would "
@@ -196,10 +203,15 @@ def _proved(
     _prove_replay(network, engine, rows)
     if not interact:
         program, engine = _with_layout(program, engine, rows)
+    shared, own = (not interact and _noise_mixes_rows(engine, rows, n) for n in (None, torch.arange(3)))
+    if shared and not allow_row_interaction:
+        raise RowsInteractError(_MIXED)
+    mixed = shared or own
     mode = _fastest_proved(engine, rows)
     proved = GraphEngine(program, mode, masks)
-    proved.merges = not interact
+    proved.merges = not interact and not (mixed and allow_row_interaction)
     proved.joins = not interact and _rows_join(proved, rows)
+    proved.apart = mixed and not allow_row_interaction
     return Captured(proved, program.sites, program, tuple(tuple(o.shape[1:]) for o in outputs), outputs)
 
 
@@ -356,6 +368,53 @@ def _rows_move(engine: GraphEngine, rows: list[Tensor]) -> bool:
     return True
 
 
+def _noise_mixes_rows(engine: GraphEngine, rows: list[Tensor], numbers: Tensor | None) -> bool:
+    """Whether rows influence one another by noise, as where a mask is normalised over the batch.
+
+    `numbers` are those of rows that draw for themselves; None is one draw for all. The mean noise of `_rows_interact`
+    cannot show it. So one row drops all units but one and one keeps all but one, among others as alone.
+    """
+    sites = [site for site, _ in engine.parts.draws]
+    alone = [
+        [x[i : i + 1] if spec.batched else x for x, spec in zip(rows, engine.program.inputs, strict=True)]
+        for i in range(3)
+    ]
+    draws = [
+        engine.draws(one, passes=range(1), seed=_PROOF_SEED, rows=None if numbers is None else numbers[i : i + 1])
+        for i, one in enumerate(alone)
+    ]
+    together = draws[0]
+    if numbers is not None:
+        for site, first, second in zip(sites, draws[0], draws[1], strict=True):
+            if site.row_axis is not None:
+                _set_apart(site, first, second)
+        together = [_as_batch(site, each) for site, each in zip(sites, zip(*draws, strict=True), strict=True)]
+    found = engine.apply(rows, engine.prepare(rows), together, "loop")
+    truths = [engine.apply(one, engine.prepare(one), draw, "loop") for one, draw in zip(alone, draws, strict=True)]
+    return not all(
+        same(one, many[:, i : i + 1], rounding(engine.program))
+        for i, outputs in enumerate(truths)
+        for one, many in zip(outputs, found, strict=True)
+    )
+
+
+def _set_apart(site: Site, first: Tensor, second: Tensor) -> None:
+    """Draws of two rows, as far apart as the law allows: at one end but for one unit, and at the other."""
+    low, high = {"bernoulli": (0.0, site.scale), "uniform": (2.0**-12, 1 - 2.0**-12), "normal": (-3.0, 3.0)}[site.law]
+    for draw, most, one in ((first, low, high), (second, high, low)):
+        draw.fill_(most).view(-1)[draw.numel() // 2] = one
+
+
+def _as_batch(site: Site, draws: Sequence[Tensor]) -> Tensor:
+    """Draws (passes, ...) of single rows as the draw of their batch."""
+    if site.row_axis is None:
+        return draws[0]
+    axis = site.row_axis + 1
+    if site.row_major:
+        return torch.cat(list(draws), axis)
+    return torch.stack(list(draws), axis + 1).flatten(axis, axis + 1)
+
+
 def _rows_join(engine: GraphEngine, rows: list[Tensor]) -> bool:
     """Whether the frontiers of single rows, joined, are the frontier of the batch: an axis may mix rows and units."""
     if engine.parts.frontier_axes is None:
@@ -400,22 +459,24 @@ def _eager(
         with neutral() as supply:
             outputs = _once(network, part)
         traces.append(supply.shapes)
-    by_row = [a != b for a, b in zip(*traces, strict=False)] if len(traces[0]) == len(traces[1]) else None
-    engine = EagerEngine(copy.copy(network), batched, by_row, together=allow_row_interaction)
+    traced = [(a, a != b) for a, b in zip(*traces, strict=True)] if len(traces[0]) == len(traces[1]) else None
+    engine = EagerEngine(copy.copy(network), batched, traced, together=allow_row_interaction)
     one, again = (engine.passes(rows, [], passes=range(8), seed=seed, rows=None) for seed in (1, 2))
     stochastic = any(not torch.equal(a, b) for a, b in zip(one, again, strict=True))
     if not stochastic and supply.count:  # a small rate may drop nothing in so few passes
         with neutral(kept=0.0):
             dropped = _once(network, part)
         stochastic = any(not torch.equal(a, b) for a, b in zip(outputs, dropped, strict=True))
-    sites = _traced_sites(network, rows, by_row)
+    sites = _traced_sites(network, rows, traced)
     if not stochastic:
         raise _no_dropout(network.network, (), flags)
     shapes = tuple(tuple(o.shape[1:]) for o in outputs)
     return Captured(engine, sites, None, shapes, tuple(o.clone() for o in outputs))
 
 
-def _traced_sites(network: Adapter, rows: list[Tensor], by_row: Sequence[bool] | None) -> tuple[Site, ...]:
+def _traced_sites(
+    network: Adapter, rows: list[Tensor], traced: Sequence[tuple[tuple[int, ...], bool]] | None
+) -> tuple[Site, ...]:
     """What one forward pass of the network drew."""
     supply = Traced(network)
     try:
@@ -425,7 +486,7 @@ def _traced_sites(network: Adapter, rows: list[Tensor], by_row: Sequence[bool] |
         supply.close()
     sites = []
     for index, ((path, law, p, source), shape) in enumerate(zip(supply.found, supply.shapes, strict=True)):
-        rowwise = by_row is None or index >= len(by_row) or by_row[index]
+        rowwise = traced is None or index >= len(traced) or traced[index][1]
         axis = next((axis for axis, size in enumerate(shape) if rowwise and size == len(rows[0])), None)
         sites.append(
             Site(

@@ -9,6 +9,7 @@ global generators of Python and NumPy are set for each pass and put back: slow, 
 """
 
 import contextlib
+import math
 import random
 import sys
 import threading
@@ -37,13 +38,14 @@ class Supply:
     def __init__(self) -> None:
         self.count = 0
         self.shapes: list[tuple[int, ...]] = []
-        self.uniforms = 0
+        self.uniforms = self.normals = 0
 
     def next(self, law: str, shape: torch.Size, p: float, device: torch.device) -> Tensor:
         """A draw of float32 numbers: 0 or 1 for "bernoulli" (dropping with probability `p`), else numbers."""
         index, self.count = self.count, self.count + 1
         self.shapes.append(tuple(shape))
         self.uniforms += law == "uniform"
+        self.normals += law == "normal"
         return self.make(index, law, tuple(shape), p, device)
 
     def make(self, index: int, law: str, shape: tuple[int, ...], p: float, device: torch.device) -> Tensor:
@@ -55,13 +57,20 @@ class Supply:
 
 
 class Neutral(Supply):
-    """Every draw at its mean, so that dropout is the identity; masks with the value `kept`, if that is given."""
+    """Every draw at its mean, so that dropout is the identity; masks with the value `kept`, if that is given.
 
-    def __init__(self, kept: float | None = None) -> None:
+    With `deviation`, normal numbers take every size up to it and no two are equal.
+    """
+
+    def __init__(self, kept: float | None = None, deviation: float = 0.0) -> None:
         super().__init__()
-        self.kept = kept
+        self.kept, self.deviation = kept, deviation
 
     def make(self, index: int, law: str, shape: tuple[int, ...], p: float, device: torch.device) -> Tensor:
+        if law == "normal" and self.deviation:
+            count = math.prod(shape)
+            steps = torch.linspace(-self.deviation, self.deviation, count, device=device, dtype=torch.float64)
+            return steps.reshape(shape)
         value = {"bernoulli": 1 - p if self.kept is None else self.kept, "uniform": 0.5, "normal": 0.0}[law]
         return torch.full(shape, value, device=device, dtype=torch.float64)
 
@@ -121,13 +130,13 @@ class Given(Supply):
 class Seeded(Supply):
     """The draws of one pass of one row."""
 
-    def __init__(self, seed: int, number: int, row: int | None, by_row: Callable[[int], bool]) -> None:
+    def __init__(self, seed: int, number: int, row: int | None, by_row: Callable[[int, tuple[int, ...]], bool]) -> None:
         super().__init__()
         self.seed, self.passes, self.row, self.by_row = seed, range(number, number + 1), row, by_row
 
     def make(self, index: int, law: str, shape: tuple[int, ...], p: float, device: torch.device) -> Tensor:
         where: dict[str, Any] = {"seed": self.seed, "site": index, "passes": self.passes, "device": device}
-        if self.row is not None and self.by_row(index) and shape:
+        if self.row is not None and shape and self.by_row(index, shape):
             where |= {"row_axis": 0, "rows": range(self.row, self.row + 1), "units_per_row": shape[0]}
         if law == "uniform":
             return uniform(shape=shape, **where)[0]
@@ -272,9 +281,9 @@ def drawing(supply: Supply) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def neutral(kept: float | None = None) -> Iterator[Neutral]:
+def neutral(kept: float | None = None, deviation: float = 0.0) -> Iterator[Neutral]:
     """Inside, every draw has the value that leaves a network unchanged; what was drawn."""
-    supply = Neutral(kept)
+    supply = Neutral(kept, deviation)
     with drawing(supply), _Skip():
         yield supply
 
@@ -305,7 +314,7 @@ class EagerEngine:
     """The network itself, one row and one pass at a time.
 
     `network` takes the input tensors and returns a tuple of tensors; it is a private copy with the right flags set.
-    `by_row` says of the n-th draw whether it is one of the row (rather than of a weight).
+    `traced` has the shape of each draw for one row, and whether it is one of the row (rather than of a weight).
     """
 
     kind = "eager"
@@ -313,10 +322,14 @@ class EagerEngine:
     lock = threading.RLock()  # of all eager engines: they set global state while they run
 
     def __init__(
-        self, network: nn.Module, batched: Sequence[bool], by_row: Sequence[bool] | None, together: bool = False
+        self,
+        network: nn.Module,
+        batched: Sequence[bool],
+        traced: Sequence[tuple[tuple[int, ...], bool]] | None,
+        together: bool = False,
     ) -> None:
         self.network, self.batched, self.together = network, tuple(batched), together
-        self._by_row = by_row
+        self._traced = traced or ()
         self._buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
 
     def prepare(self, inputs: Sequence[Tensor], budget: int | None = None) -> list[Tensor]:
@@ -363,8 +376,12 @@ class EagerEngine:
             finally:
                 self._restore()
 
-    def _draws_by_row(self, index: int) -> bool:
-        return self._by_row is None or index >= len(self._by_row) or self._by_row[index]
+    def _draws_by_row(self, index: int, shape: tuple[int, ...]) -> bool:
+        """As traced; where a skipped layer has moved the numbers of the draws, as draws of that shape were."""
+        if index < len(self._traced) and self._traced[index][0] == shape:
+            return self._traced[index][1]
+        alike = [by_row for traced, by_row in self._traced if traced == shape]
+        return any(alike) or not alike
 
     def _restore(self) -> None:
         for name, buffer in self.network.named_buffers():

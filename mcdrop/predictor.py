@@ -428,6 +428,7 @@ class MCDropout:
                 "mode": self._engine.mode,
                 "merges": self._engine.merges,
                 "joins": self._engine.joins,
+                "apart": self._engine.apart,
                 "output_shapes": [list(shape) for shape in self._captured.output_shapes],
             },
         )
@@ -464,6 +465,7 @@ class MCDropout:
                 raise SettingError(f"mode {mode!r} is unknown")
             engine = GraphEngine(program, mode, Masks.within(max_memory))
             engine.merges, engine.joins = bool(meta["merges"]), bool(meta["joins"])
+            engine.apart = bool(meta.get("apart", False))  # older folders do not say
             shapes = tuple(tuple(int(size) for size in shape) for shape in meta["output_shapes"])
             signature = Signature(program.inputs, keyword=bool(meta["keyword"]))
             self = object.__new__(cls)
@@ -494,7 +496,7 @@ class MCDropout:
         place = _checked_device(device)
         moved: Program = program.to(place)
         engine = GraphEngine(moved, self._engine.mode, Masks.within(self._max_memory))
-        engine.merges, engine.joins = self._engine.merges, self._engine.joins
+        engine.merges, engine.joins, engine.apart = self._engine.merges, self._engine.joins, self._engine.apart
         twin = object.__new__(type(self))
         captured = Captured(engine, self.sites, moved, self._captured.output_shapes, ())
         twin._setup(
