@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 import mcdrop
+import model_networks
 from mcdrop import api_errors, errors, fields, prediction, sites
 from mcdrop.api import show_model
 from mcdrop.cli import _parser
@@ -371,6 +372,23 @@ def test_every_kind_and_operation_has_its_line(kinds):
     listed = {name for row in kinds.values() for name in words(row["operations in the graph"])}
     listed |= words(next(line for line in section("Dropout kinds").splitlines() if line.startswith("RReLU")))
     assert listed == {str(operation).removeprefix("aten.") for operation in sites.TABLE}
+
+
+# ---- other people's models
+
+
+def test_works_with_what_is_tested():
+    tested: dict[tuple[str, str], dict[str, dict[str, None]]] = {}
+    for engine, networks in (("graph", model_networks.GRAPH), ("eager", model_networks.EAGER)):
+        for network in networks:
+            family, task, attention = network.name.split(", ")
+            row = tested.setdefault((family, engine), {"task": {}, "attention": {}})
+            row["task"][task] = row["attention"][attention] = None
+    rows = [
+        {"model": family, "task": ", ".join(row["task"]), "attention": ", ".join(row["attention"]), "engine": engine}
+        for (family, engine), row in tested.items()
+    ]
+    assert table("Works with", "model") == rows
 
 
 # ---- the first five minutes: what you see
