@@ -30,7 +30,16 @@ from mcdrop.flags import Flags, buffers_of, find_flags, put_back, same
 from mcdrop.inputs import InputSpec
 from mcdrop.masks import Masks
 from mcdrop.program import Program
-from mcdrop.proofs import PROOF_SEED, gap, neutral_outputs, proved_engine, rounding, rows_interact, with_layout
+from mcdrop.proofs import (
+    PROOF_SEED,
+    gap,
+    neutral_outputs,
+    noise_mixes_rows,
+    proved_engine,
+    rounding,
+    rows_interact,
+    with_layout,
+)
 from mcdrop.sites import Site, own_path, told_by_modules
 from mcdrop.snapshot import Adapter
 from mcdrop.supplies import Chosen, Drawn, Given, Places, Traced
@@ -43,6 +52,12 @@ _BY_HAND = ("bernoulli", "uniform", "normal")  # kinds of draws in a network's o
 _CANNOT = (
     "every row and pass takes a forward pass of its own, calls wait for one another, nothing is proved, "
     "and the model cannot be saved or served from disk"
+)
+
+_MIXED = (
+    "under one mask for all rows a row alone gives another output than among 3 rows: by its noise the rows of a batch "
+    "influence one another, as where noise is scaled by statistics of the batch. Scale it by values of its row, or "
+    "pass allow_row_interaction=True and read answers as answers about whole batches."
 )
 
 
@@ -110,13 +125,13 @@ def capture(
             raise _no_dropout(network.network, program.sites, flags)
         choice.marked(program.sites)
         less, off, numbers = _without(network, program, choice, lambda: _traced(network, rows, specs, buffers))
-        less, outputs, merges = _proved(network, less, rows, flags, allow_row_interaction)
+        less, outputs, merges, apart = _proved(network, less, rows, flags, allow_row_interaction)
         if off:
             less = renumbered(less, numbers)
             rest = [site for site in program.sites if not site.active]
             less = replace(less, sites=(*less.active_sites, *choice.left_out(off), *rest))
             choice = choice.forget(off)
-        chosen = proved_engine(choice.apply(less), rows, masks=Masks.within(max_memory), merges=merges)
+        chosen = proved_engine(choice.apply(less), rows, masks=Masks.within(max_memory), merges=merges, apart=apart)
         shapes = tuple(tuple(o.shape[1:]) for o in outputs)
         return Captured(chosen, chosen.program.sites, less, shapes, outputs, choice, flags.always)
 
@@ -179,7 +194,8 @@ def _flag_sites(flags: Flags) -> tuple[Site, ...]:
 def _no_dropout(model: nn.Module, sites: Sequence[Site], flags: Flags) -> NoDropoutError:
     name, count = type(model).__name__, sum(1 for _ in model.modules())
     if sites:
-        listed = "; ".join(f"{site.path or name}: {site.reason}" for site in sites[:6])
+        telling = sorted(sites, key=lambda site: site.reason == "p is 0")  # what may surprise comes first
+        listed = "; ".join(f"{site.path or name}: {site.reason}" for site in telling[:6])
         return NoDropoutError(
             f"{name} has {len(sites)} stochastic site{'s' * (len(sites) != 1)} and none is active, so "
             "every sample would "
@@ -205,8 +221,8 @@ def _no_dropout(model: nn.Module, sites: Sequence[Site], flags: Flags) -> NoDrop
 
 def _proved(
     network: nn.Module, program: Program, rows: list[Tensor], flags: Flags, allow_row_interaction: bool
-) -> tuple[Program, tuple[Tensor, ...], bool]:
-    """The proved program, its outputs without noise, and whether rows are alone."""
+) -> tuple[Program, tuple[Tensor, ...], bool, bool]:
+    """The proved program, its outputs without noise, whether rows are alone, and whether their own masks would mix."""
     program = program.channels_last()
     engine = GraphEngine(program, "loop")
     outputs = _prove_neutral(network, engine, rows, flags)
@@ -218,7 +234,12 @@ def _proved(
     _prove_replay(network, engine, rows)
     if not interact:
         program, engine = with_layout(program, engine, rows)
-    return program, outputs, not interact
+    shared, own = (not interact and noise_mixes_rows(engine, rows, n) for n in (None, torch.arange(3)))
+    if shared and not allow_row_interaction:
+        raise RowsInteractError(_MIXED)
+    mixed = shared or own
+    merges = not interact and not (mixed and allow_row_interaction)
+    return program, outputs, merges, mixed and not allow_row_interaction
 
 
 def _once(network: nn.Module, rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -288,10 +309,10 @@ def _eager(
     if choice:
         choice.check(sites)
         sites, numbers = _chosen(network, sites, flags, choice, lambda use: _traced_sites(network, rows, specs, use))
-    by_row, part, outputs = _by_row(network, rows, specs)
+    traced, part, outputs = _traced_draws(network, rows, specs)
     batched = [spec.batched for spec in specs]
     engine = EagerEngine(
-        copy.copy(network), batched, by_row, together=allow_row_interaction, choice=choice, numbers=numbers
+        copy.copy(network), batched, traced, together=allow_row_interaction, choice=choice, numbers=numbers
     )
     one, again = (engine.passes(rows, [], passes=range(8), seed=seed, rows=None) for seed in (1, 2))
     stochastic = any(not torch.equal(a, b) for a, b in zip(one, again, strict=True))
@@ -337,25 +358,26 @@ def _chosen(
     return marked, numbers
 
 
-def _by_row(
+def _traced_draws(
     network: Adapter, rows: list[Tensor], specs: Sequence[InputSpec]
-) -> tuple[list[bool] | None, list[Tensor], tuple[Tensor, ...]]:
-    """Of each draw, whether it grows with the rows (None if unclear); two rows, and their outputs without noise."""
+) -> tuple[list[tuple[tuple[int, ...], bool]] | None, list[Tensor], tuple[Tensor, ...]]:
+    """Of each draw its shape for one row and whether it grows with the rows (None if unclear); two rows, and their
+    outputs without noise."""
     traces = []
     for count in (1, 2):
         part = [row[:count] if spec.batched else row for row, spec in zip(rows, specs, strict=True)]
         with neutral() as supply:
             outputs = _once(network, part)
         traces.append(supply.shapes)
-    by_row = [a != b for a, b in zip(*traces, strict=False)] if len(traces[0]) == len(traces[1]) else None
-    return by_row, part, outputs
+    traced = [(a, a != b) for a, b in zip(*traces, strict=True)] if len(traces[0]) == len(traces[1]) else None
+    return traced, part, outputs
 
 
 def _traced_sites(
     network: Adapter, rows: list[Tensor], specs: Sequence[InputSpec], choice: Choice | None = None
 ) -> tuple[Site, ...]:
     """What one forward pass of the network drew, at the rates of the choice."""
-    by_row = _by_row(network, rows, specs)[0]
+    traced = _traced_draws(network, rows, specs)[0]
     places = Places(network)
     supply = Traced(places, Chosen(choice, places) if choice else None)
     try:
@@ -365,7 +387,7 @@ def _traced_sites(
         places.close()
     sites = []
     for index, (drawn, shape) in enumerate(zip(supply.found, supply.shapes, strict=True)):
-        rowwise = by_row is None or index >= len(by_row) or by_row[index]
+        rowwise = traced is None or index >= len(traced) or traced[index][1]
         axis = next((axis for axis, size in enumerate(shape) if rowwise and size == len(rows[0])), None)
         sites.append(
             Site(

@@ -45,6 +45,7 @@ def describe(captured: Captured, engine: GraphEngine, task: Task, signature: Sig
         "mode": engine.mode,
         "merges": engine.merges,
         "joins": engine.joins,
+        "apart": engine.apart,
         "proved_sites": [site.index for site in engine.program.active_sites],
         "neutral": engine.program.neutral,
         "output_shapes": [list(shape) for shape in captured.output_shapes],
@@ -70,14 +71,15 @@ def restore(
         class_names=None if names is None else tuple(names),
     )
     mode, merges = meta["mode"], bool(meta["merges"])
+    apart = bool(meta.get("apart", False))  # older folders do not say
     if mode not in _MODES:
         raise SettingError(f"mode {mode!r} is unknown")
     chosen, masks = choice.apply(program), Masks.within(max_memory)
     if [site.index for site in chosen.active_sites] == meta.get("proved_sites", _numbers(program)):
         engine = GraphEngine(chosen, mode, masks)
-        engine.merges, engine.joins = merges, bool(meta["joins"])
+        engine.merges, engine.joins, engine.apart = merges, bool(meta["joins"]), apart
     else:
-        engine = _proved_again(chosen, masks, merges)
+        engine = _proved_again(chosen, masks, merges, apart)
     shapes = tuple(tuple(int(size) for size in shape) for shape in meta["output_shapes"])
     signature = Signature(program.inputs, keyword=bool(meta["keyword"]))
     return task, signature, Captured(engine, chosen.sites, program, shapes, (), choice)
@@ -87,12 +89,12 @@ def _numbers(program: Program) -> list[int]:
     return [site.index for site in program.active_sites]
 
 
-def _proved_again(program: Program, masks: Masks, merges: bool) -> GraphEngine:
+def _proved_again(program: Program, masks: Masks, merges: bool, apart: bool) -> GraphEngine:
     """An engine for sites that nothing is proved for yet: pass by pass where made-up inputs cannot prove more."""
     made = [tensor.to(program.device) for tensor in example_inputs(program.inputs).values()]
     try:
-        return proved_engine(program, proof_rows(made, program.inputs), masks=masks, merges=merges)
+        return proved_engine(program, proof_rows(made, program.inputs), masks=masks, merges=merges, apart=apart)
     except Exception:  # a network may fail in any way on inputs that mean nothing to it
         engine = GraphEngine(program, "loop", masks)
-        engine.merges = merges
+        engine.merges, engine.apart = merges, apart
         return engine

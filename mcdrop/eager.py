@@ -213,9 +213,9 @@ def drawing(supply: Supply) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def neutral(kept: float | None = None) -> Iterator[Neutral]:
+def neutral(kept: float | None = None, deviation: float = 0.0) -> Iterator[Neutral]:
     """Inside, every draw has the value that leaves a network unchanged; what was drawn."""
-    supply = Neutral(kept)
+    supply = Neutral(kept, deviation)
     with drawing(supply):
         yield supply
 
@@ -246,7 +246,7 @@ class EagerEngine:
     """The network itself, one row and one pass at a time.
 
     `network` takes the input tensors and returns a tuple of tensors; it is a private copy with the right flags set.
-    `by_row` says of the n-th draw whether it is one of the row (rather than of a weight).
+    `traced` has the shape of each draw for one row, and whether it is one of the row (rather than of a weight).
     """
 
     kind = "eager"
@@ -257,7 +257,7 @@ class EagerEngine:
         self,
         network: nn.Module,
         batched: Sequence[bool],
-        by_row: Sequence[bool] | None,
+        traced: Sequence[tuple[tuple[int, ...], bool]] | None,
         *,
         together: bool = False,
         choice: Choice | None = None,
@@ -265,7 +265,7 @@ class EagerEngine:
     ) -> None:
         self.network, self.batched, self.together = network, tuple(batched), together
         self._chosen = Chosen(choice, Places(network), numbers) if choice else None
-        self._by_row = by_row
+        self._traced = traced or ()
         self._buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
 
     def prepare(self, inputs: Sequence[Tensor], budget: int | None = None) -> list[Tensor]:
@@ -313,8 +313,12 @@ class EagerEngine:
             finally:
                 self._restore()
 
-    def _draws_by_row(self, index: int) -> bool:
-        return self._by_row is None or index >= len(self._by_row) or self._by_row[index]
+    def _draws_by_row(self, index: int, shape: tuple[int, ...]) -> bool:
+        """As traced; where a skipped layer has moved the numbers of the draws, as draws of that shape were."""
+        if index < len(self._traced) and self._traced[index][0] == shape:
+            return self._traced[index][1]
+        alike = [by_row for traced, by_row in self._traced if traced == shape]
+        return any(alike) or not alike
 
     def _restore(self) -> None:
         for name, buffer in self.network.named_buffers():

@@ -58,6 +58,7 @@ class GraphEngine:
     kind = "graph"
     merges = True
     joins = False  # has to be proved
+    apart = False  # whether rows that draw for themselves are computed one by one, since their masks would mix
 
     def __init__(self, program: Program, mode: Mode, masks: Masks | None = None) -> None:
         self.program, self.mode = program, mode
@@ -127,7 +128,16 @@ class GraphEngine:
         seed: int,
         rows: Tensor | None,
     ) -> tuple[Tensor, ...]:
+        if self.apart and rows is not None and len(rows) > 1:
+            return self._one_by_one(inputs, passes=passes, seed=seed, rows=rows)
         return self.apply(inputs, prepared, self.draws(inputs, passes=passes, seed=seed, rows=rows), self.mode)
+
+    def _one_by_one(self, inputs: Sequence[Tensor], *, passes: range, seed: int, rows: Tensor) -> tuple[Tensor, ...]:
+        each = []
+        for i in range(len(rows)):
+            one = self._rows(inputs, i, i + 1)
+            each.append(self.passes(one, self.prepare(one), passes=passes, seed=seed, rows=rows[i : i + 1]))
+        return tuple(torch.cat(outputs, 1) for outputs in zip(*each, strict=True))
 
     def apply(
         self, inputs: Sequence[Tensor], prepared: Sequence[Tensor], draws: Sequence[Tensor], mode: Mode

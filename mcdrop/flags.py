@@ -114,9 +114,9 @@ class _Search:
         self.truth: _Look
         self.after = self.buffers
 
-    def look(self, kept: float | None = None) -> _Look:
+    def look(self, kept: float | None = None, deviation: float = 0.0) -> _Look:
         put_back(self.network, self.buffers)
-        with neutral(kept) as supply, _Watch() as watch:
+        with neutral(kept, deviation) as supply, _Watch() as watch:
             structure, leaves, outputs = self.network.everything(*(x.clone() for x in self.inputs))
         foreign = watch.drew
         self.foreign |= foreign
@@ -159,15 +159,26 @@ class _Search:
             return _Verdict("its training flag also updates a buffer", draws)
         if seen.structure != self.truth.structure:
             return _Verdict("its training flag also changes the structure of the output", draws)
-        if self._agrees(seen):
+        if _agree(seen, self.truth):
             return _Verdict(None, draws)
-        if len(modules) == 1 and (seen.foreign or seen.supply.uniforms or self._agrees(self.look(kept=1.0))):
-            # Its masks have no neutral value, or another one than their mean: the replay judges what it does.
-            return _Verdict(None, draws, exact=False)
+        if len(modules) == 1 and self._has_no_neutral_mean(seen):
+            return _Verdict(None, draws, exact=False)  # the replay judges what it does
         return _Verdict("its training flag does more than switch on dropout", draws)
 
-    def _agrees(self, seen: _Look) -> bool:
-        return all(same(a, b) for a, b in zip(seen.leaves, self.truth.leaves, strict=True))
+    def _has_no_neutral_mean(self, seen: _Look) -> bool:
+        """Whether draws at their mean change the output by themselves: numbers that are compared with a rate or ranked
+        (then only their order counts, so twice the numbers give the same), masks without scale, marks of the dropped.
+        """
+        drawn, before = seen.supply, self.truth.supply
+        if seen.foreign or drawn.uniforms > before.uniforms:
+            return True
+        if any(_agree(self.look(kept), self.truth) for kept in (1.0, 0.0)):
+            return True
+        return drawn.normals > before.normals and _agree(self.look(deviation=1.0), self.look(deviation=2.0))
+
+
+def _agree(one: _Look, other: _Look) -> bool:
+    return all(same(a, b) for a, b in zip(one.leaves, other.leaves, strict=True))
 
 
 def _clones(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -518,7 +518,7 @@ class MCDropout:
         moved: Program = program.to(place)
         choice = self._captured.choice
         engine = GraphEngine(choice.apply(moved), self._engine.mode, Masks.within(self._max_memory))
-        engine.merges, engine.joins = self._engine.merges, self._engine.joins
+        engine.merges, engine.joins, engine.apart = self._engine.merges, self._engine.joins, self._engine.apart
         return self._twin(replace(self._captured, engine=engine, program=moved, output_example=()))
 
 

@@ -16,6 +16,7 @@ from mcdrop.errors import RowsInteractError
 from mcdrop.flags import same
 from mcdrop.masks import Masks
 from mcdrop.program import Program
+from mcdrop.sites import Site
 
 __all__ = ["PROOF_SEED", "gap", "neutral_outputs", "proved_engine", "rounding", "rows_interact", "with_layout"]
 
@@ -122,10 +123,58 @@ def _rows_move(engine: GraphEngine, rows: list[Tensor]) -> bool:
     return True
 
 
-def proved_engine(program: Program, rows: list[Tensor], *, masks: Masks, merges: bool) -> GraphEngine:
-    """An engine that computes passes together in the fastest way that is proved; `merges` says that rows are alone."""
+def noise_mixes_rows(engine: GraphEngine, rows: list[Tensor], numbers: Tensor | None) -> bool:
+    """Whether rows influence one another by noise, as where a mask is normalised over the batch.
+
+    `numbers` are those of rows that draw for themselves; None is one draw for all. The mean noise of `rows_interact`
+    cannot show it. So one row drops all units but one and one keeps all but one, among others as alone.
+    """
+    sites = [site for site, _ in engine.parts.draws]
+    alone = [
+        [x[i : i + 1] if spec.batched else x for x, spec in zip(rows, engine.program.inputs, strict=True)]
+        for i in range(3)
+    ]
+    draws = [
+        engine.draws(one, passes=range(1), seed=PROOF_SEED, rows=None if numbers is None else numbers[i : i + 1])
+        for i, one in enumerate(alone)
+    ]
+    together = draws[0]
+    if numbers is not None:
+        for site, first, second in zip(sites, draws[0], draws[1], strict=True):
+            if site.row_axis is not None:
+                _set_apart(site, first, second)
+        together = [_as_batch(site, each) for site, each in zip(sites, zip(*draws, strict=True), strict=True)]
+    found = engine.apply(rows, engine.prepare(rows), together, "loop")
+    truths = [engine.apply(one, engine.prepare(one), draw, "loop") for one, draw in zip(alone, draws, strict=True)]
+    return not all(
+        same(one, many[:, i : i + 1], rounding(engine.program))
+        for i, outputs in enumerate(truths)
+        for one, many in zip(outputs, found, strict=True)
+    )
+
+
+def _set_apart(site: Site, first: Tensor, second: Tensor) -> None:
+    """Draws of two rows, as far apart as the law allows: at one end but for one unit, and at the other."""
+    low, high = {"bernoulli": (0.0, site.scale), "uniform": (2.0**-12, 1 - 2.0**-12), "normal": (-3.0, 3.0)}[site.law]
+    for draw, most, one in ((first, low, high), (second, high, low)):
+        draw.fill_(most).view(-1)[draw.numel() // 2] = one
+
+
+def _as_batch(site: Site, draws: Sequence[Tensor]) -> Tensor:
+    """Draws (passes, ...) of single rows as the draw of their batch."""
+    if site.row_axis is None:
+        return draws[0]
+    axis = site.row_axis + 1
+    if site.row_major:
+        return torch.cat(list(draws), axis)
+    return torch.stack(list(draws), axis + 1).flatten(axis, axis + 1)
+
+
+def proved_engine(program: Program, rows: list[Tensor], *, masks: Masks, merges: bool, apart: bool) -> GraphEngine:
+    """An engine that computes passes together in the fastest way that is proved; `merges` says that rows are alone,
+    `apart` that their own masks would mix."""
     engine = GraphEngine(program, _fastest_proved(GraphEngine(program, "loop"), rows), masks)
-    engine.merges = merges
+    engine.merges, engine.apart = merges, apart
     engine.joins = merges and _rows_join(engine, rows)
     return engine
 

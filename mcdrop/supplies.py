@@ -3,6 +3,7 @@
 The n-th draw of a pass is site n, as in a captured program, so that both engines give the same numbers.
 """
 
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -30,7 +31,7 @@ class Supply:
     def __init__(self) -> None:
         self.count = 0
         self.shapes: list[tuple[int, ...]] = []
-        self.uniforms = 0
+        self.uniforms = self.normals = 0
         self.kind: str | None = None
 
     def next(self, law: Law, shape: torch.Size, p: float, device: torch.device) -> Tensor:
@@ -38,6 +39,7 @@ class Supply:
         index, self.count = self.count, self.count + 1
         self.shapes.append(tuple(shape))
         self.uniforms += law == "uniform"
+        self.normals += law == "normal"
         return self.make(index, law, tuple(shape), p, device)
 
     def make(self, index: int, law: Law, shape: tuple[int, ...], p: float, device: torch.device) -> Tensor:
@@ -57,13 +59,20 @@ class Supply:
 
 
 class Neutral(Supply):
-    """Every draw at its mean, so that dropout is the identity; masks with the value `kept`, if that is given."""
+    """Every draw at its mean, so that dropout is the identity; masks with the value `kept`, if that is given.
 
-    def __init__(self, kept: float | None = None) -> None:
+    With `deviation`, normal numbers take every size up to it and no two are equal.
+    """
+
+    def __init__(self, kept: float | None = None, deviation: float = 0.0) -> None:
         super().__init__()
-        self.kept = kept
+        self.kept, self.deviation = kept, deviation
 
     def make(self, index: int, law: Law, shape: tuple[int, ...], p: float, device: torch.device) -> Tensor:
+        if law == "normal" and self.deviation:
+            count = math.prod(shape)
+            steps = torch.linspace(-self.deviation, self.deviation, count, device=device, dtype=torch.float64)
+            return steps.reshape(shape)
         return _at_mean(law, shape, p if self.kept is None else 1 - self.kept, device)
 
     def leaves_out(self, kind: str, p: float) -> bool:
@@ -191,7 +200,12 @@ class Seeded(Supply):
     """The draws of one pass of one row."""
 
     def __init__(
-        self, seed: int, number: int, row: int | None, by_row: Callable[[int], bool], chosen: Chosen | None = None
+        self,
+        seed: int,
+        number: int,
+        row: int | None,
+        by_row: Callable[[int, tuple[int, ...]], bool],
+        chosen: Chosen | None = None,
     ) -> None:
         super().__init__()
         self.seed, self.passes, self.row, self.by_row = seed, range(number, number + 1), row, by_row
@@ -208,7 +222,7 @@ class Seeded(Supply):
             return _at_mean(law, shape, p, device)
         site = index if self.chosen is None else self.chosen.number(index)
         where: dict[str, Any] = {"seed": self.seed, "site": site, "passes": self.passes, "device": device}
-        if self.row is not None and self.by_row(index) and shape:
+        if self.row is not None and shape and self.by_row(index, shape):
             where |= {"row_axis": 0, "rows": range(self.row, self.row + 1), "units_per_row": shape[0]}
         if law == "uniform":
             return uniform(shape=shape, **where)[0]

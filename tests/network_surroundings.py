@@ -206,6 +206,11 @@ def subtract_batch_mean(x: Tensor, training: bool) -> Tensor:
     return F.dropout(x - x.mean(0), P, training)
 
 
+def noise_of_the_batch(x: Tensor, training: bool) -> Tensor:
+    """Its rows interact by noise alone: where that is 0 they do not."""
+    return x + torch.randn_like(x) * x.abs().mean(0) if training else x
+
+
 def multinomial(x: Tensor, training: bool) -> Tensor:
     if not training:
         return x

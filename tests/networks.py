@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import network_modules as m
 import network_sequences as seq
 import network_surroundings as around
+import network_vision as vision
 from network_modules import P
 
 Inputs = Tensor | tuple[Tensor, ...] | dict[str, Tensor]
@@ -30,8 +31,9 @@ class Network:
     `make` is called under a seed drawn from `name`; `example` takes a number of rows. `sites` counts the active sites,
     `inactive` those that are listed with a reason. `keywords` go to `MCDropout`. `frozen` names modules whose own flag
     stays off when a person samples the network with `.train()`: they do more than dropout. `always` says that
-    `.eval()` does not switch the noise off. `needs` is a package that the row imports. `tolerance` bounds the
-    difference of two correct ways to compute one pass, relative to the largest output.
+    `.eval()` does not switch the noise off; `alone` that in training the rows of a batch share the normalisation of
+    their masks, so that a row's law is that of a batch of one. `tolerance` bounds the difference of two correct ways
+    to compute one pass, relative to the largest output.
     """
 
     name: str
@@ -43,7 +45,7 @@ class Network:
     keywords: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     frozen: tuple[str, ...] = ()
     always: bool = False
-    needs: str | None = None
+    alone: bool = False
     tolerance: float = 1e-5
     error: str | None = None  # name of the class in mcdrop.errors, for networks to refuse
     message: str | None = None  # what the error or the warning must say (regular expression)
@@ -126,42 +128,18 @@ def recurrent_weight_norm() -> nn.Module:
     return model
 
 
-def hugging_face(kind: str, attention: str) -> nn.Module:
-    """A tiny classifier of random weights, `attention` "eager" or "sdpa"."""
-    import transformers
-
-    small: dict[str, Any] = {"num_labels": 3, "attn_implementation": attention}
-    text = {**small, "vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text |= {"max_position_embeddings": 24, "pad_token_id": 0, "intermediate_size": 20}
-    if kind == "BERT":
-        return transformers.BertForSequenceClassification(transformers.BertConfig(**text))
-    if kind == "ViT":
-        image = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 20}
-        image |= {"image_size": 8, "patch_size": 4, "num_channels": 2}
-        rates = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
-        return transformers.ViTForImageClassification(transformers.ViTConfig(**small, **image, **rates))
-    if kind == "GPT-2":
-        sizes = {"vocab_size": 32, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 24, "pad_token_id": 0}
-        sizes |= {"bos_token_id": 1, "eos_token_id": 1}
-        return transformers.GPT2ForSequenceClassification(transformers.GPT2Config(**small, **sizes))
-    config = transformers.LlamaConfig(
-        **text, num_key_value_heads=1, attention_dropout=0.1, bos_token_id=1, eos_token_id=1
-    )
-    return transformers.LlamaForSequenceClassification(config)
-
-
 def head(function: Callable[[Tensor, bool], Tensor]) -> Callable[[], nn.Module]:
     return lambda: m.Head(function)
+
+
+def drop_block(kind: Callable[..., nn.Module], *arguments: Any, **keywords: Any) -> Callable[[], nn.Module]:
+    return lambda: m.conv_classifier(kind(*arguments, **keywords))
 
 
 VECTOR, SIGNAL, IMAGE, VOLUME = floats(6), floats(2, 6), floats(2, 6, 6), floats(2, 6, 6, 6)
 TWO_VECTORS = together(VECTOR, per_row(lambda generator: torch.rand(6, generator=generator)))
 WORDS, STEPS, IDS = floats(5, 8), floats(4, 5), integers(1, 11, 5)
 MASKED = together(WORDS, padding(5))
-HF_TEXT = by_name(
-    input_ids=integers(2, 32, 7), attention_mask=lambda batch: (~padding(7, fewest=3)(batch)).to(torch.int64)
-)
-HF_IMAGE = by_name(pixel_values=floats(2, 8, 8))
 
 PLAIN = (
     Network("nn.Dropout", lambda: mlp(nn.Dropout(P)), VECTOR),
@@ -387,21 +365,43 @@ FORMS = (
     ),
 )
 
-HUGGING_FACE = tuple(
+VISION = (
+    Network("DropBlock, torchvision", drop_block(vision.TorchvisionDropBlock), IMAGE, alone=True),
     Network(
-        f"{kind}, {attention}",
-        lambda kind=kind, attention=attention: hugging_face(kind, attention),
-        example,
-        sites=sites,
-        needs="transformers",
-    )
-    for kind, example, sites in (
-        ("BERT", HF_TEXT, 8),
-        ("GPT-2", HF_TEXT, 7),
-        ("ViT", HF_IMAGE, 7),
-        ("Llama", HF_TEXT, 2),
-    )
-    for attention in ("eager", "sdpa")
+        "DropBlock, torchvision in place", drop_block(vision.TorchvisionDropBlock, inplace=True), IMAGE, alone=True
+    ),
+    Network(
+        "DropBlock, torchvision 3d",
+        lambda: m.conv_classifier(vision.TorchvisionDropBlock(dims=3), 3),
+        VOLUME,
+        alone=True,
+    ),
+    Network("DropBlock, timm", drop_block(vision.TimmDropBlock), IMAGE, alone=True),
+    Network("DropBlock, timm, even, by channel", drop_block(vision.TimmDropBlock, "unscaled", 2, couple=False), IMAGE),
+    Network("DropBlock, timm with noise", drop_block(vision.TimmDropBlock, "noise", inplace=True), IMAGE, sites=2),
+    Network("DropBlock, old timm", drop_block(vision.OldTimmDropBlock), IMAGE, alone=True),
+    Network("DropBlock, old timm by batch", drop_block(vision.OldTimmDropBlock, batchwise=True), IMAGE),
+    Network("DropBlock, old timm, fast", drop_block(vision.OldTimmDropBlock, fast=True), IMAGE, alone=True),
+    Network(
+        "DropBlock, old timm, fast, noise by batch",
+        drop_block(vision.OldTimmDropBlock, fast=True, batchwise=True, noise=True),
+        IMAGE,
+        sites=2,
+    ),
+    *(
+        Network(f"PatchDropout, {form}", lambda form=form: vision.token_classifier(vision.PatchDropout(form)), WORDS)
+        for form in ("ranks", "ordered", "masking", "top")
+    ),
+    *(
+        Network(
+            f"timm's attention, {form}",
+            lambda form=form: vision.token_classifier(vision.VisionAttention(form == "fused")),
+            WORDS,
+            sites=2,
+        )
+        for form in ("fused", "not fused")
+    ),
+    Network("MobileNet's head", lambda: m.with_statistics(vision.mobile_head()), IMAGE),
 )
 
 NETWORKS: tuple[Network, ...] = (
@@ -412,7 +412,7 @@ NETWORKS: tuple[Network, ...] = (
     *ATTENTION,
     *RECURRENT,
     *FORMS,
-    *HUGGING_FACE,
+    *VISION,
 )
 
 REFUSED: tuple[Network, ...] = (
@@ -434,6 +434,13 @@ REFUSED: tuple[Network, ...] = (
     ),
     Network(
         "batch mean subtracted", head(around.subtract_batch_mean), VECTOR, error="RowsInteractError", message="row"
+    ),
+    Network(
+        "noise scaled by statistics of the batch",
+        head(around.noise_of_the_batch),
+        VECTOR,
+        error="RowsInteractError",
+        message="by its noise",
     ),
     Network("no dropout", lambda: mlp(), VECTOR, sites=0, error="NoDropoutError", message="[Dd]ropout"),
     Network("dropout never called", around.NeverCalled, VECTOR, sites=0, error="NoDropoutError", message="dropout"),

@@ -5,21 +5,16 @@ same draws; they match PyTorch's own training mode in mean and variance; and the
 of the process, is bit for bit what it was. Networks to refuse and networks to run eagerly follow.
 """
 
-import copy
 import functools
-import random
 import re
 import warnings
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from scipy.stats import norm
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from bounds import FALSE_ALARM
+from evidence import PASSES, assert_same, assert_same_moments, assert_training_mode, fingerprint, tensors
 from mcdrop import MCDropout, errors
 from networks import FALLBACKS, NETWORKS, REFUSED, Network
 from oracles import train_mode_samples
@@ -39,7 +34,7 @@ def captured(network: Network, engine: str = "auto") -> MCDropout:
 
 @functools.cache
 def capture_and_predict(network: Network, engine: str) -> MCDropout:
-    model, inputs = build(network), network.example(2)
+    model, inputs = network.build(), network.example(2)
     before = fingerprint(model, inputs)
     mc = MCDropout(model, inputs, task=network.task, engine=engine, num_samples=8, **network.keywords)
     mc(inputs, num_samples=3)
@@ -48,16 +43,6 @@ def capture_and_predict(network: Network, engine: str) -> MCDropout:
 
 
 traces: dict[tuple[Network, str], tuple[Any, Any]] = {}  # fingerprints around each capture and first prediction
-
-
-def build(network: Network) -> nn.Module:
-    if network.needs:
-        pytest.importorskip(network.needs)
-    return network.build()
-
-
-def tensors(samples: Any) -> tuple[Tensor, ...]:
-    return samples if isinstance(samples, tuple) else (samples,)
 
 
 @every_network
@@ -82,36 +67,9 @@ def test_equals_the_network_with_the_same_draws(network: Network, masks: str) ->
         torch.testing.assert_close(ours, theirs, rtol=0, atol=network.tolerance * (1 + float(theirs.abs().max())))
 
 
-PASSES = 4000
-COMPARISONS = 2 * 3 * 2 * len(NETWORKS)  # mean and variance of three outputs of two rows, more for few networks
-
-
-def assert_same_moments(ours: Tensor, theirs: Tensor) -> None:
-    """Two samples (passes, ...) have one mean and one variance.
-
-    The difference of two means is judged by its standard error, and so is that of two variances, by the fourth
-    moments; the quantile is normal, at a hundredth of the false alarm to be spent, since outputs are skewed.
-    With PASSES passes on either side this fails right code at most once in a million runs of the whole table, and
-    sees a mean off by 0.2 standard deviations or a variance off by about a quarter.
-    """
-    z = norm.isf(FALSE_ALARM / COMPARISONS / 100 / 2)
-    a, b = ours.double(), theirs.double()
-    for what, left, right in (("mean", a, b), ("variance", (a - a.mean(0)) ** 2, (b - b.mean(0)) ** 2)):
-        error = torch.sqrt(left.var(0) / len(left) + right.var(0) / len(right)) + 1e-6 * (1 + a.abs().amax())
-        worst = ((left.mean(0) - right.mean(0)).abs() / error).max()
-        assert worst <= z, f"{what}: {worst:.1f} standard errors apart (at most {z:.1f})"
-
-
 @every_network
 def test_matches_training_mode(network: Network) -> None:
-    inputs = network.example(2)
-    got = tensors(captured(network).sample(inputs, num_samples=PASSES, seed=1))
-    copies = 1 if any(site.row_axis is None for site in captured(network).sites if site.active) else 200
-    truth = train_mode_samples(
-        build(network), inputs, PASSES, 1, frozen=network.frozen, output=network.keywords.get("output"), copies=copies
-    )
-    for ours, theirs in zip(got, tensors(truth), strict=True):
-        assert_same_moments(ours.flatten(1), theirs.flatten(1))
+    assert_training_mode(network, captured(network), network.example(2))
 
 
 @every_network
@@ -126,57 +84,6 @@ def test_any_number_of_rows(network: Network) -> None:
 
 
 # ---- harmless
-
-
-def fingerprint(model: nn.Module, inputs: Any = None) -> dict[str, Any]:
-    """Everything about a network, inputs and the process's generators that a user could notice to have changed."""
-    values: dict[str, Any] = {
-        "torch": torch.get_rng_state(),
-        "numpy": np.random.get_state(),
-        "python": random.getstate(),
-        "state_dict": copy.copy(model.state_dict()),
-        "grad mode": torch.is_grad_enabled(),
-        "dtype": torch.get_default_dtype(),
-        "threads": torch.get_num_threads(),
-        "inputs": [leaf.clone() for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)],
-    }
-    for name, module in model.named_modules(remove_duplicate=False):
-        values[f"{name}: module"] = (id(module), type(module), module.training, sorted(vars(module)))
-        for key, value in vars(module).items():
-            if "hooks" in key:
-                values[f"{name}: {key}"] = [(number, id(hook)) for number, hook in (value or {}).items()]
-            elif not key.startswith("_") and isinstance(value, (int, float, str, tuple, type(None))):
-                values[f"{name}: {key}"] = value
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        values[f"{name}: tensor"] = (
-            id(tensor),
-            tensor.data_ptr(),
-            tensor._version,
-            tensor.requires_grad,
-            tensor.is_leaf,
-            tensor.grad is None,
-            type(tensor),
-        )
-        values[f"{name}: value"] = tensor.detach().clone()
-    return values
-
-
-def assert_same(before: Any, after: Any, where: str = "") -> None:
-    if isinstance(before, dict):
-        assert before.keys() == after.keys(), where
-        for key in before:
-            assert_same(before[key], after[key], f"{where} {key}")
-    elif isinstance(before, Tensor):
-        assert (before.dtype, before.shape) == (after.dtype, after.shape), where
-        assert torch.equal(before.reshape(-1).view(torch.uint8), after.reshape(-1).view(torch.uint8)), where
-    elif isinstance(before, np.ndarray):
-        assert np.array_equal(before, after), where
-    elif isinstance(before, (tuple, list)):
-        assert len(before) == len(after), where
-        for index, pair in enumerate(zip(before, after, strict=True)):
-            assert_same(*pair, f"{where}[{index}]")
-    else:
-        assert before == after, where
 
 
 @every_network

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 import mcdrop
+import model_networks
 from mcdrop import api_errors, errors, fields, findings, layers, prediction, sites
 from mcdrop.api import show_model
 from mcdrop.cli import _parser
@@ -404,6 +405,23 @@ def test_every_layer_has_its_line():
     beside = set(layers.__all__) - set(listed)
     assert set(listed) <= set(layers.__all__)
     assert beside == {name for name in beside if f"`{name}(" in section("Layers that PyTorch lacks")}
+
+
+# ---- other people's models
+
+
+def test_works_with_what_is_tested():
+    tested: dict[tuple[str, str], dict[str, dict[str, None]]] = {}
+    for engine, networks in (("graph", model_networks.GRAPH), ("eager", model_networks.EAGER)):
+        for network in networks:
+            family, task, attention = network.name.split(", ")
+            row = tested.setdefault((family, engine), {"task": {}, "attention": {}})
+            row["task"][task] = row["attention"][attention] = None
+    rows = [
+        {"model": family, "task": ", ".join(row["task"]), "attention": ", ".join(row["attention"]), "engine": engine}
+        for (family, engine), row in tested.items()
+    ]
+    assert table("Works with", "model") == rows
 
 
 # ---- the first five minutes: what you see

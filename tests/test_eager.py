@@ -25,7 +25,7 @@ def test_neutral_dropout_is_the_identity() -> None:
 
 def test_draws_come_in_order_from_the_seed() -> None:
     where = {"seed": 7, "passes": range(3, 4)}
-    with drawing(Seeded(7, 3, None, lambda index: True)):
+    with drawing(Seeded(7, 3, None, lambda index, shape: True)):
         mask, numbers, gauss = torch.empty(2, 4).bernoulli_(0.6), torch.rand(2, 4), torch.randn(5)
     assert torch.equal(mask, keep_mask(p=0.4, shape=(2, 4), site=0, **where)[0].float())
     assert torch.equal(numbers, uniform(shape=(2, 4), site=1, **where)[0])
@@ -96,6 +96,25 @@ def test_rows_are_run_alone() -> None:
 class RowSwitch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * 2 if float(x.sum()) > 0 else x
+
+
+class SkipsALayer(nn.Module):
+    """One draw for all rows decides whether the first layer is skipped; then its mask is not drawn."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(2):
+            if torch.rand(()).item() < 0.5:
+                continue
+            x = nn.functional.dropout(x, 0.5)
+        return x
+
+
+def test_rows_draw_for_themselves_behind_a_skipped_layer() -> None:
+    mc = eager(SkipsALayer(), torch.ones(2, 32))
+    samples = mc.sample(torch.ones(2, 32), num_samples=40, seed=3, masks="independent")
+    stirred = samples[(samples != 1).any(2).all(1)]
+    assert len(stirred) > 20
+    assert not (stirred[:, 0] == stirred[:, 1]).all(1).any(), "two rows have one mask"
 
 
 def test_has_no_folder_and_stays_on_its_device(tmp_path: object) -> None:

@@ -25,6 +25,8 @@ NAMES = (
     "randn_like",
     "DropPath",
     "DropConnect",
+    "DropBlock, torchvision",
+    "PatchDropout, ranks",
     "nn.AlphaDropout",
     "SDPA, bool mask",
     "heads merged, heads first",
