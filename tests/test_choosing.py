@@ -75,6 +75,17 @@ class Gaussian(nn.Module):
         return x + self.p * torch.randn_like(x) if self.training and self.p else x
 
 
+class Sigma(nn.Module):
+    """Noise whose size no attribute states as a rate."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.sigma = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.sigma * torch.randn_like(x) if self.training and self.sigma else x
+
+
 class Net(nn.Module):
     """Two sites: `first`, and the one in `middle`, which takes and gives (batch, 8)."""
 
@@ -109,8 +120,9 @@ KINDS = (
     Kind("LSTM", "recurrent", LSTM, exact=False),
     Kind("weights", "dropout", lambda p: m.DropConnect(8, 8, p)),
     Kind("by hand", "bernoulli", m.DropPath),
-    Kind("uniform", "uniform", m.OldDropPath, rated=False),
-    Kind("normal", "normal", Gaussian, rated=False),
+    Kind("uniform", "uniform", m.OldDropPath),
+    Kind("normal", "normal", Gaussian),
+    Kind("normal of no rate", "normal", Sigma, rated=False),
 )
 RATED, UNRATED = [k for k in KINDS if k.rated], [k for k in KINDS if not k.rated]
 PLAIN, BY_HAND, OLD = (next(kind for kind in KINDS if kind.id == name) for name in ("dropout", "by hand", "uniform"))

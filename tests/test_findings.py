@@ -14,7 +14,6 @@ import network_findings as nets
 from mcdrop import MCDropout
 from mcdrop.findings import KINDS, Evidence, Finding, judge
 from network_findings import P
-from networks import HUGGING_FACE, Network
 
 VECTOR = torch.linspace(-1, 1, 24).view(4, 6)
 IMAGE = torch.linspace(-1, 1, 216).view(3, 2, 6, 6)
@@ -219,13 +218,6 @@ def test_a_sick_network_and_its_near_miss(case):
 def test_a_healthy_network_has_no_warning(name):
     make, example = HEALTHY[name]
     assert {each.code for each in findings(make, example)} <= {"last-layer-only"}
-
-
-@pytest.mark.parametrize("network", [each for each in HUGGING_FACE if each.name == "ViT, sdpa"], ids=lambda n: n.name)
-def test_networks_of_transformers_have_no_warning(network: Network):
-    pytest.importorskip(network.needs)
-    report = mcdrop.inspect(network.build(), network.example(3))
-    assert [each.code for each in report.findings if each.severity != "note"] == []
 
 
 def test_places_with_one_reason_are_one_finding():

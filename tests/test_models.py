@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import mcdrop
 from evidence import assert_same, assert_training_mode, fingerprint
 from mcdrop import MCDropout
 from mcdrop.errors import CaptureError
@@ -45,6 +46,12 @@ def captured(network: Network, engine: str = "auto") -> MCDropout:
 
 
 # ---- captured
+
+
+@pytest.mark.parametrize("network", GRAPH[::2], ids=lambda network: network.name)
+def test_the_report_has_no_warning(network: Network) -> None:
+    report = mcdrop.inspect(network.build(), network.example(3), task=network.task, **network.keywords)
+    assert [each.code for each in report.findings if each.severity != "note"] == []
 
 
 @every_graph
