@@ -1,4 +1,4 @@
-"""The numbers mcdrop reports against full enumeration of all masks, on 300 random small networks.
+"""The numbers mcdrop reports against full enumeration of all masks, on 390 random small networks.
 
 A network with k dropout units (k <= 12) has 2**k sub-networks; oracles.py runs them all in float64, which gives each
 reported number's exact value. A prediction of N passes is an average of N independent draws from that finite, fully
@@ -394,8 +394,8 @@ def test_the_eager_engine_agrees_too(family: Callable[[Choices], Case]) -> None:
 def test_a_rate_off_by_five_percent_fails(
     family: Callable[[Choices], Case], number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One site of one network drops at 1.05 p instead of p. Done to each of the 390 in turn, about
-    380 are seen; the rest have units that are dead, saturated or rarely dropped."""
+    """One site of one network drops at 1.05 p instead of p. Done to each of the 390 in turn, 380 are
+    seen; the rest have units that are dead, saturated or rarely dropped."""
     case = random_case(family, number)
     rate = MCDropout(case.model, case.row, task=case.task).sites[0].p
     right = noise.threshold
