@@ -396,6 +396,7 @@ class MCDropout:
         """The same model with another program, which is not proved: it runs pass by pass."""
         engine = GraphEngine(program, "loop", Masks.within(self._max_memory))
         engine.merges = self._engine.merges
+        engine.apart = isinstance(self._engine, GraphEngine) and self._engine.apart
         return self._twin(replace(self._captured, engine=engine, sites=program.sites, program=program))
 
     def _twin(self, captured: Captured) -> "MCDropout":

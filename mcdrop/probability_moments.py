@@ -130,6 +130,7 @@ class ProbabilityAccumulator(Accumulator):
     def _counted_by_now(self, variance: Tensor, total: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
         """What gives the expected entropy and the votes of the passes so far, whatever is added later."""
         now = copy.copy(self)
+        now._samples = ()  # a prediction does not hold what it was not asked for
         if hasattr(self, "_votes"):
             now._votes, now._entropies = self._votes.clone(), self._entropies.clone()
 

@@ -255,7 +255,9 @@ def program_of_three() -> Program:
 
 def three(**keywords: Any) -> MCDropout:
     """Sites 0 encoder.0.dropout, 1 encoder.1.dropout (alpha), 2 head.drop; a kind is also the name of a module."""
-    block = lambda drop: nn.ModuleDict({"linear": nn.Linear(6, 6), "dropout": drop})  # noqa: E731
+
+    def block(drop: nn.Module) -> nn.Module:
+        return nn.ModuleDict({"linear": nn.Linear(6, 6), "dropout": drop})
 
     class Three(nn.Module):
         def __init__(self) -> None:

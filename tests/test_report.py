@@ -16,6 +16,8 @@ from mcdrop.errors import InputError, SettingError
 from mcdrop.measures import cost_of
 from mcdrop.scores import gap, passes_for, read_targets, scores
 from mcdrop.tasks import Task
+from network_modules import conv_classifier
+from network_vision import TorchvisionDropBlock
 from oracles import enumerate_masks
 
 X = torch.linspace(-1, 1, 24).view(6, 4)
@@ -41,6 +43,14 @@ def test_variance_alone_is_that_of_the_network_with_the_other_rates_at_zero():
     direct = first(X, masks="independent").epistemic_variance.mean()
     assert both.sites[0].variance_alone == pytest.approx(float(direct), rel=1e-5)
     assert both.sites[0].variance_alone != pytest.approx(both.measured.variance, rel=0.1)
+
+
+def test_a_report_computes_rows_apart_where_masks_would_mix() -> None:
+    mc = MCDropout(conv_classifier(TorchvisionDropBlock()), torch.rand(3, 2, 6, 6), task="raw")
+    assert mc._engine.apart
+    x, twin = torch.rand(4, 2, 6, 6), mc._with_program(mc._engine.program)
+    wanted, found = (each.sample(x, num_samples=20, masks="independent") for each in (mc, twin))
+    torch.testing.assert_close(found, wanted)
 
 
 def test_variance_alone_in_closed_form():
