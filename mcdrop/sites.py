@@ -285,6 +285,7 @@ def _recurrent(r: _Rewriter) -> Node:
         x = r.call(aten.transpose.int, x, 0, 1)
     outputs = [x, *(r.call(aten.cat.default, states_of, 0) for states_of in last)]
     for user in list(r.node.users):  # only getitem nodes take a tuple apart
+        outputs[user.args[1]].meta = dict(user.meta)
         user.replace_all_uses_with(outputs[user.args[1]])
         r.graph.erase_node(user)
     return x

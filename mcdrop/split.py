@@ -245,7 +245,7 @@ def _suffix(p: _Program, roots: list[tuple[int, int]], axes: dict[Node, int | No
             if node.target is aten.sym_size.int:
                 env[node] = sizes[p.placeholders.index(node.args[0]), node.args[1]]
             elif node in p.noises:
-                size = _argument(node.args[1][p.sites[node.args[0]].row_axis or 0], lookup)
+                size = _argument((*node.args[1], 1)[p.sites[node.args[0]].row_axis or 0], lookup)  # 1: a single number
                 arguments = (draws[node], p.sites[node.args[0]].row_axis, p.sites[node.args[0]].row_major, size)
                 env[node] = graph.call_function(_spread_folded if folded else _spread, arguments)
             else:

@@ -7,7 +7,7 @@ recurrence       a tracer takes an LSTM, GRU or RNN apart step by step, which fi
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from unittest import mock
 
@@ -89,10 +89,21 @@ def recurrence_kept_whole() -> Iterator[None]:
             stack.callback(operation._dispatch_cache.clear)
             kernels: dict[Any, Any] = operation.py_kernels
             opaque = {operation: _opaque(decomposition_table[operation])}
-            stack.enter_context(mock.patch.dict(decomposition_table, opaque))
-            stack.enter_context(mock.patch.dict(kernels, {key: _opaque(rule) for key, rule in kernels.items()}))
+            stack.enter_context(_replaced(decomposition_table, opaque))
+            stack.enter_context(_replaced(kernels, {key: _opaque(rule) for key, rule in kernels.items()}))
             operation._dispatch_cache.clear()
         yield
+
+
+@contextlib.contextmanager
+def _replaced(table: dict[Any, Any], entries: Mapping[Any, Any]) -> Iterator[None]:
+    """Inside, `table` has these entries; what others add to it meanwhile stays."""
+    before = {key: table[key] for key in entries}
+    table.update(entries)
+    try:
+        yield
+    finally:
+        table.update(before)
 
 
 def _opaque(rule: Callable[..., Any]) -> Callable[..., Any]:

@@ -86,3 +86,36 @@ def test_other_threads_and_later_tracers_keep_the_rules() -> None:
         thread.join()
     torch.testing.assert_close(elsewhere[0], operation(*arguments)[0])
     assert (dict(operation.py_kernels), decomposition_table[operation]) == before
+
+
+def test_what_others_register_meanwhile_stays() -> None:
+    with recurrence_kept_whole():
+        decomposition_table["somebody's"] = len
+    assert decomposition_table.pop("somebody's") is len
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_dropout_behind_layers_with_dropout_is_captured(batch_first: bool) -> None:
+    class Tagger(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.recurrent = nn.LSTM(4, 6, num_layers=2, dropout=0.3, batch_first=batch_first)
+            self.dropout, self.head = nn.Dropout(0.2), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y, (h, c) = self.recurrent(x if batch_first else x.transpose(0, 1))
+            last = y[:, -1] if batch_first else y[-1]
+            whole = self.dropout(y)
+            return self.head(last + (whole[:, 0] if batch_first else whole[0]) + h[-1] + c[0])
+
+    mc = MCDropout(Tagger().eval(), torch.randn(3, 5, 4), task="raw", engine="graph")
+    assert [site.kind for site in mc.sites] == ["recurrent_dropout", "dropout"]
+
+
+def test_a_single_drawn_number_is_a_site() -> None:
+    class Shifted(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.normal(torch.tensor(0.5), torch.tensor(1.0)) if self.training else x + 0.5
+
+    samples = MCDropout(Shifted().eval(), torch.zeros(3, 2), task="raw").sample(torch.zeros(2, 2), num_samples=9)
+    assert samples[:, 0, 0].unique().numel() == 9
