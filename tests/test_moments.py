@@ -456,6 +456,20 @@ def test_standard_errors_of_entropies_are_the_jackknife_over_groups(name: str, c
         torch.testing.assert_close(got.standard_errors[field], want, rtol=1e-3, atol=1e-6)
 
 
+def test_errors_of_entropies_where_one_pass_alone_knows_a_class() -> None:
+    """What is left of that class without the pass is 0 but for rounding, and must not make an entropy infinite."""
+    probs = draw(60, 30, 3).softmax(-1)
+    probs[:, :, 2] = 0
+    probs[torch.arange(30), torch.arange(30), 2] = torch.linspace(0.1, 0.9, 30)
+    task = Task("classification", output_kind="probs")
+    probs = probs / probs.sum(-1, keepdim=True)
+    errors = predict(task, probs.repeat(1, 20, 1), standard_errors=True).standard_errors
+    for row in range(30):
+        alone = predict(task, probs[:, row : row + 1], standard_errors=True).standard_errors
+        for name, error in alone.items():
+            torch.testing.assert_close(error[0], errors[name][row], rtol=1e-3, atol=1e-6, msg=_named(f"{row} {name}"))
+
+
 def _normal_pair(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     means = draw(*shape, seed=1)
     return means, means.square().log1p()  # the further from the mean, the more noise: their covariance is half of all
