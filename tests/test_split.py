@@ -160,6 +160,31 @@ def test_convolutions_have_their_weights_channels_last_on_a_cpu(tmp_path: Path) 
     assert network[0].weight.stride() == nn.Conv2d(1, 3, 3).weight.stride()
 
 
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: torch.view_as_real(torch.view_as_complex(x.contiguous().view(*x.shape[:-1], 2, 2)) * 2j),
+        lambda x: x.contiguous().view(torch.int16).view(torch.float32),
+        lambda x: x.as_strided((x.shape[0], 3), (x[0].numel(), 2)),
+    ],
+    ids=["view_as_complex", "view as another dtype", "as_strided"],
+)
+def test_what_reads_memory_by_strides_finds_the_layout_of_the_network(read: Any) -> None:
+    class Reading(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution, self.dropout = nn.Conv2d(2, 3, 3, padding=1), nn.Dropout(0.5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.dropout(read(self.convolution(x))).flatten(1)
+
+    network, x = Reading().eval(), torch.randn(2, 2, 4, 4)
+    mc = MCDropout(network, x, task="raw")
+    samples = mc.sample(x, num_samples=8)
+    assert mc.engine == "graph"
+    torch.testing.assert_close(samples, (2 * network(x)).expand_as(samples).where(samples != 0, 0))
+
+
 def test_a_part_takes_its_weights_along_and_runs_as_its_graph() -> None:
     program = graph(MCDropout(convolution(), torch.randn(2, 1, 4, 4), task="classification")).program
     part = split(program).prefix
