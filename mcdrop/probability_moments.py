@@ -133,16 +133,23 @@ class ProbabilityAccumulator(Accumulator):
         now._samples = ()  # a prediction does not hold what it was not asked for
         if hasattr(self, "_votes"):
             now._votes, now._entropies = self._votes.clone(), self._entropies.clone()
+        if not now._uncounted:
+            done = now._counted(variance, total)  # alone: the sums are many times its size
+            return lambda: done
 
         def counted() -> tuple[Tensor, Tensor]:
             all_ = copy.copy(now)  # threads may ask at the same time
             if hasattr(now, "_votes"):
                 all_._votes, all_._entropies = now._votes.clone(), now._entropies.clone()
             all_._count_all()
-            expected = all_._expected(variance, total).to(all_._dtype).view(all_._reduced_layout())
-            return expected, all_._votes.view(all_._layout)
+            return all_._counted(variance, total)
 
         return counted
+
+    def _counted(self, variance: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+        """Expected entropy and votes in the layout of the answer, once all passes are counted."""
+        expected = self._expected(variance, total).to(self._dtype).view(self._reduced_layout())
+        return expected, self._votes.view(self._layout)
 
     def _expected(self, variance: Tensor, total: Tensor) -> Tensor:
         """Jensen: the mean entropy is below the entropy of the mean, and equal to it where all passes agree."""

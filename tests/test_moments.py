@@ -1,8 +1,10 @@
 """Streaming statistics against naive float64 loops, in any chunks, and their standard errors against repetition."""
 
 import copy
+import gc
 import math
 import pickle
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -581,6 +583,17 @@ def test_what_is_put_off_is_the_same_in_pieces(rows: int) -> None:
     assert torch.equal(whole.votes, pieced.votes)
     assert whole.votes.sum(-1).unique().tolist() == [24]
     torch.testing.assert_close(whole.expected_entropy, pieced.expected_entropy)
+
+
+@pytest.mark.parametrize("keywords", [{}, {"standard_errors": True}])
+def test_a_prediction_of_many_numbers_holds_none_of_the_sums(keywords: dict[str, bool]) -> None:
+    sums = feed(Task("classification"), draw(20, 500, 10), **keywords)
+    kept = [weakref.ref(sums._probs.state[1]), weakref.ref(sums)]
+    prediction = sums.prediction(seed=0)
+    del sums
+    gc.collect()
+    assert [ref() for ref in kept] == [None, None]
+    assert prediction.votes.sum() == 20 * 500
 
 
 @pytest.mark.parametrize("read", [True, False])
