@@ -261,8 +261,10 @@ class MCDropout:
         standard_errors: bool = False,
         every: int | None = None,
     ) -> Iterator[Prediction]:
-        """Predictions as passes accumulate, after every `every` passes (an eighth of all if None); "
-        "the last is whole."""
+        """Predictions as passes accumulate, after every `every` passes (an eighth of all if None); the last is whole.
+
+        The inputs must stay as they are until then.
+        """
         run, as_numpy = self._start(inputs, num_samples, seed, masks, standard_errors, (), False)
         step = max(2, -(-run.num_samples // 8)) if every is None else every
         if step < 1:
@@ -289,7 +291,10 @@ class MCDropout:
         quantiles: Sequence[float] = (),
         samples: bool = False,
     ) -> Run:
-        """A run for these inputs: checks them and computes nothing. Arguments as for a prediction."""
+        """A run for these inputs, which must stay as they are until it is done: checks them and computes nothing.
+
+        Arguments as for a prediction.
+        """
         return self._start(inputs, num_samples, seed, masks, standard_errors, quantiles, samples)[0]
 
     def advance(self, runs: Run | Sequence[Run], budget: int | None = None) -> None:

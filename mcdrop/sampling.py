@@ -131,8 +131,7 @@ class Sampler:
         return Run(inputs, num_samples, seed, masks, rows, make_sink)
 
     def advance(self, runs: Sequence[Run], budget: int | None) -> None:
-        """Compute the next `budget` passes of every run (all that are left if None), together where "
-        "that is possible."""
+        """Compute the next `budget` passes of every run, all that are left if None; together where that is possible."""
         with plain():
             self._advance(list({id(run): run for run in runs}.values()), budget)
 
@@ -332,8 +331,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed. PyTorch's CPU allocator has no class of its own for it, only "
-    "its name in the text."""
+    """Whether an allocation failed. PyTorch's CPU allocator has no class of its own for it, its name in the text."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)

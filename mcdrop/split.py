@@ -314,8 +314,7 @@ def _apply_folded(
     *rest: Any,
     unrepeated: bool = False,
 ) -> Tensor:
-    """Apply the draws of all passes, by broadcasting: (..., passes, rows, units, ...) against (..., "
-    "passes, 1, units)."""
+    """Apply the draws of all passes, broadcasting (..., passes, rows, units, ...) against (..., passes, 1, units)."""
     passes, units = drawn.shape[0], drawn.shape[axis + 1]
     drawn = drawn.movedim(0, axis)
     rows = x.shape[axis] if unrepeated else x.shape[axis] // passes
