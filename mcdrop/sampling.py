@@ -100,11 +100,18 @@ class Run:
         """The prediction from the passes computed so far.
 
         Raises:
-            SettingError: fewer than two passes are computed, so that there is no spread.
+            SettingError: fewer than two passes are computed, so that there is no spread; or an interruption has left
+                some rows with more passes than others.
         """
         if self.passes < 2:
             raise SettingError(
                 f"{self.passes} passes are computed so far and a spread needs at least 2: advance the run further."
+            )
+        most = max(block.passes for block in self.blocks)
+        if most > self.passes:
+            raise SettingError(
+                f"{self.passes} passes are computed of some rows and {most} of others, since the run was interrupted: "
+                "advance it further."
             )
         predictions = [block.sink.prediction(seed=self.seed) for block in self.blocks]
         whole = concatenate(predictions)

@@ -265,3 +265,26 @@ def test_a_run_given_twice_advances_once() -> None:
     run = begin(of, x, 8)
     of.advance([run, run], None)
     assert_counted(run, x, 8)
+
+
+def test_an_interrupted_run_goes_on_and_does_not_call_unequal_rows_a_prediction() -> None:
+    engine, x = Counting(), torch.randn(3, 2)
+    of = sampler(engine, max_memory=1)  # every row is a block
+    run = begin(of, x, 10)
+    of.advance([run], 4)
+    assert_counted(run, x, 4)
+    compute = engine.passes
+
+    def interrupted(inputs: Sequence[Tensor], *rest: Any, **keywords: Any) -> tuple[Tensor, ...]:
+        if torch.equal(inputs[0], x[1:2]):
+            raise KeyboardInterrupt
+        return compute(inputs, *rest, **keywords)
+
+    engine.passes = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        of.advance([run], 4)
+    with pytest.raises(SettingError, match="4 passes are computed of some rows and 8 of others"):
+        run.prediction()
+    engine.passes = compute  # type: ignore[method-assign]
+    of.advance([run], None)
+    assert_counted(run, x, 10)
