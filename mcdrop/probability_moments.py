@@ -164,8 +164,7 @@ class ProbabilityAccumulator(Accumulator):
         totals, expecteds = [], []
         for group, count in zip(groups, counts, strict=True):
             rest = self.passes - count
-            left = (self._probs.mean * self.passes - self._prob_groups.sums[group]).clamp_min_(0)  # but for rounding
-            totals.append(self._entropy(left / rest))
+            totals.append(self._entropy((self._probs.mean * self.passes - self._prob_groups.sums[group]) / rest))
             expecteds.append((self._entropies - self._entropy_groups.sums[group]) / rest)
         left_total, left_expected = torch.stack(totals), torch.stack(expecteds)
         expected = self._expected(self._probs.variance(self.passes), total)

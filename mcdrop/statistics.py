@@ -53,9 +53,9 @@ _FEW = 1024  # numbers for which fewer calls count for more than fast ones
 
 
 def entropy(probs: Float[Tensor, "*shape"], class_axis: int = -1) -> Float[Tensor, "*rest"]:
-    """Entropy in nats of the distributions along `class_axis`; 0 log 0 = 0."""
+    """Entropy in nats of the distributions along `class_axis`; 0 log 0 = 0, also where rounding went below 0."""
     if probs.numel() <= _FEW:
-        terms: Tensor = torch.special.entr(probs)
+        terms: Tensor = torch.special.entr(probs.clamp_min(0))
         return terms.sum(class_axis).clamp_min_(0)
     logs = probs.clamp_min(torch.finfo(probs.dtype).tiny).log_()  # several times faster than torch.special.entr on CPUs
     return logs.mul_(probs).sum(class_axis).neg_().clamp_min_(0)

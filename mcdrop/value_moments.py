@@ -101,7 +101,7 @@ class HeteroscedasticAccumulator(RegressionAccumulator):
         self._cross = CrossSums((elements,), device=device)
 
     def _add(self, chunk: tuple[Tensor, ...], groups: Tensor | None, place: Place, before: int) -> None:
-        means, noises = chunk[0], chunk[1].to(self._dtype).exp()
+        means, noises = chunk[0], chunk[1].double().exp()  # beyond float32 above a log variance of 88
         self._outputs.add(means, place=place, before=before)
         self._noises.add(noises, place=place, before=before)
         if self._with_errors:

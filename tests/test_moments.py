@@ -188,6 +188,13 @@ def test_heteroscedastic_adds_the_mean_of_the_predicted_variances(as_pair: bool)
         assert torch.equal(mine, theirs)
 
 
+def test_a_predicted_variance_beyond_float32_is_infinite_and_not_nan() -> None:
+    outputs = torch.stack((draw(10, 4), torch.full((10, 4), 95.0)), dim=-1)
+    got = predict(Task("heteroscedastic"), outputs)
+    assert got.aleatoric_variance.tolist() == got.variance.tolist() == [math.inf] * 4
+    assert got.epistemic_variance.isfinite().all()
+
+
 def test_passes_at_0_and_10_with_sigma_1_have_a_deviation_of_5_10_not_1() -> None:
     """Kendall & Gal: variances are averaged, never parameters. (5.10 is with ddof 0; two passes have sqrt(51).)"""
     means = torch.tensor([0.0, 10.0]).repeat(5000).view(-1, 1)

@@ -62,6 +62,12 @@ def test_certain_distributions_have_no_entropy_and_no_nan() -> None:
     assert statistics.binary_entropy(torch.tensor([0.5])).tolist() == pytest.approx([math.log(2)])
 
 
+@pytest.mark.parametrize("rows", [1, 1000])
+def test_what_rounding_left_below_0_counts_as_0(rows: int) -> None:
+    probs = torch.tensor([[0.5, 0.5, -1e-9]]).repeat(rows, 1)
+    assert statistics.entropy(probs)[0].item() == pytest.approx(math.log(2))
+
+
 def test_gaussian_entropy_is_that_of_scipy_and_minus_infinity_without_variance() -> None:
     got = statistics.gaussian_entropy(torch.tensor([0.0, 0.25, 9.0], dtype=torch.float64))
     assert got.tolist() == pytest.approx([-math.inf, stats.norm(scale=0.5).entropy(), stats.norm(scale=3).entropy()])
