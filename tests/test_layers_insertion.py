@@ -125,6 +125,19 @@ def test_says_what_there_is_where_nothing_fits() -> None:
         insert_dropout(nn.Linear(2, 2), nn.Linear, 0.3)  # the model as a whole is never chosen
 
 
+@pytest.mark.parametrize("after", [[], (), None, 3, [None], [nn.ReLU()]])
+def test_refuses_places_that_name_nothing(after: Any) -> None:
+    """An empty list would give back a network without dropout."""
+    with pytest.raises(SettingError, match="give a path, a pattern"):
+        insert_dropout(Network(), after, 0.1)
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.1, float("nan")])
+def test_refuses_a_rate_that_is_none(p: float) -> None:
+    with pytest.raises(SettingError, match="probability of dropping"):
+        insert_dropout(Network(), "head", p)
+
+
 def test_refuses_what_it_cannot_do() -> None:
     twin = insert_dropout(build(), "head", 0.3)
     with pytest.raises(SettingError, match="head already has inserted dropout"):

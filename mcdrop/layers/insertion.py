@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mcdrop.errors import InputError, SettingError
+from mcdrop.layers.rates import check_rate
 
 __all__ = ["insert_dropout"]
 
@@ -51,12 +52,17 @@ def insert_dropout(
         layer: makes the dropout of one place from the rate.
 
     Raises:
-        SettingError: a pattern or class chooses no module, or one that cannot take a child.
+        SettingError: a pattern or class chooses no module, or one that cannot take a child; `after` is empty or holds
+            something else; `p` is not from 0 to 1.
     """
+    check_rate(p)
+    places = list(after) if isinstance(after, Iterable) and not isinstance(after, str | type) else [after]
+    if not (places and all(isinstance(where, str | type) for where in places)):
+        raise SettingError(f"after is {after!r}; give a path, a pattern such as '*.relu', a module class, or several.")
     twin = copy.deepcopy(model)
     modules = {path: module for path, module in twin.named_modules() if path}
     chosen: dict[str, nn.Module] = {}
-    for where in [after] if isinstance(after, str | type) else after:
+    for where in places:
         found = {path: module for path, module in modules.items() if _fits(path, module, where)}
         if not found:
             raise SettingError(_nothing(model, modules, where))
