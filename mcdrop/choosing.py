@@ -173,7 +173,8 @@ class Choice:
         if not active:
             listed = "; ".join(f"{label(site)}: {site.reason}" for site in inactive)
             raise NoDropoutError(
-                f"no site is left to draw, so every sample would be the same ({listed}). Choose at least one."
+                f"no site is left to draw, so every sample would be the same ({listed}). Choose at least one.",
+                inactive,
             )
         return (*active, *inactive)
 

@@ -59,7 +59,8 @@ class Measured:
         variance: of the prediction over passes, averaged over rows and outputs.
         gap: distance of the deterministic prediction from the mean over passes (see `scores.gap`).
         deterministic, monte_carlo: scores without and with dropout, where targets were given.
-        passes: how many reach a standard error of 0.01, for the typical (median) output and for the largest variance.
+        passes: how many reach a standard error of 0.01, for the typical (median) output and for the largest variance;
+            None where that variance is not finite.
     """
 
     rows: int
@@ -69,7 +70,7 @@ class Measured:
     gap: Mapping[str, float] | None = None
     deterministic: Mapping[str, float] | None = None
     monte_carlo: Mapping[str, float] | None = None
-    passes: Mapping[str, int] | None = None
+    passes: Mapping[str, int | None] | None = None
 
 
 @dataclass(frozen=True, repr=False)

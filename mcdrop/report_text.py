@@ -187,7 +187,8 @@ def _measured(measured: "Measured", task: str) -> Iterator[RenderableType]:
         lines.append(("deterministic to mean over passes", far))
     if measured.passes is not None:
         unit = "" if task in ("classification", "binary", "multilabel") else " in the output's unit"
-        each = f"{measured.passes['typical']} for the typical output, {measured.passes['largest']} for the noisiest"
+        shown = {which: "no number" if passes is None else passes for which, passes in measured.passes.items()}
+        each = f"{shown['typical']} for the typical output, {shown['largest']} for the noisiest"
         lines.append((f"passes for a standard error of 0.01{unit}", each))
     if lines:
         yield _grid(lines)

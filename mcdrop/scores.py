@@ -46,6 +46,8 @@ def read_targets(task: Task, targets: Any, mean: Float[Tensor, "batch *rest"]) -
             + " for each output of each row."
         )
     found = found.reshape(wanted)
+    if not bool(torch.isfinite(found).all()):
+        raise InputError("targets hold NaN or infinite values; every target has to be finite. Leave those rows out.")
     if task.name not in _PROBABILITIES:
         return found.double()
     classes = mean.shape[task.axis(mean.ndim)] if task.name == "classification" else 2
@@ -96,15 +98,17 @@ def gap(task: Task, deterministic: Float[Tensor, "batch *rest"], mean: Float[Ten
 
 def passes_for(
     task: Task, variance: Float[Tensor, "batch *rest"], standard_error: float = STANDARD_ERROR
-) -> dict[str, int]:
+) -> dict[str, int | None]:
     """How many passes bring the standard error of the mean down: for the `typical` (median) output and the `largest`.
 
     The n at which sqrt((s^2 + 1/n) / n) reaches it for a probability, whose s can be 0 by luck, and s / sqrt(n) for a
-    value, in its unit.
+    value, in its unit. None where the variance is not finite: no number of passes is enough.
     """
     spread = variance.detach().cpu().double().flatten()
 
-    def needed(s2: float) -> int:
+    def needed(s2: float) -> int | None:
+        if not math.isfinite(s2):
+            return None
         e2 = standard_error**2
         if task.name in _PROBABILITIES:
             return math.ceil((s2 + math.sqrt(s2**2 + 4 * e2)) / (2 * e2) - 1e-9)

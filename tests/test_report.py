@@ -263,6 +263,25 @@ def test_the_model_is_left_alone():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("weight", [math.nan, math.inf, 1e30])
+def test_a_network_that_has_diverged_gets_a_report(weight):
+    """Its variance is no finite number, so no number of passes is enough."""
+    model = network(*P, nn.Tanh())
+    nn.init.constant_(model[-1].weight, weight)
+    report = mcdrop.inspect(model, X, X, task="regression", num_samples=8)
+    assert report.measured.passes == {"typical": None, "largest": None}
+    assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["measured"]["variance"] is None
+    assert "no number for the typical output" in str(report)
+
+
+@pytest.mark.parametrize("choice", [{"exclude": "*"}, {"rates": {"*": 0}}, {"include": []}])
+def test_sites_that_are_all_left_out_are_listed_with_the_reason(choice):
+    report = mcdrop.inspect(network(*P, nn.Tanh()), X, **choice)
+    assert [finding.code for finding in report.findings] == ["no-dropout"]
+    assert [(site.path, site.active) for site in report.sites] == [("0", False), ("3", False)]
+    assert all(site.reason for site in report.sites)
+
+
 def test_a_network_without_dropout_is_scored_without_it():
     model = nn.Sequential(nn.Linear(4, 2), nn.Dropout(0.0)).eval()
     report = mcdrop.inspect(model, X, X, torch.zeros(6, 2), task="regression")
@@ -335,6 +354,8 @@ def test_it_prints_well():
         (X, torch.full((6,), 2), "classification", InputError, "whole numbers 0 to 1"),
         (X, torch.full((6,), 0.5), "classification", InputError, "whole numbers 0 to 1"),
         (X, torch.zeros(6), "regression", InputError, r"expected \[6, 2\]"),
+        (X, torch.full((6, 2), math.nan), "regression", InputError, "targets hold NaN"),
+        (X, torch.full((6,), math.nan), "classification", InputError, "targets hold NaN"),
         (X[:0], None, "regression", InputError, "no row"),
         (X[:, :3], None, "regression", InputError, "expected 4"),
         (X * math.nan, None, "regression", InputError, "finite"),
