@@ -37,13 +37,13 @@ _POOL = frozenset(
     """.split()  # noqa: SIM905
 )
 _GLOBAL = frozenset({"adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "mean"})
-_HOMOGENEOUS = frozenset(  # f(0) = 0 and f(cx) = c f(x) for c > 0: a mask before or after them is the same
-    {"relu", "leaky_relu", "prelu", "_prelu_kernel", "abs", "hardtanh", "relu6", "clamp_min", "rrelu"}
+_HOMOGENEOUS = frozenset(  # f(0) = 0 and f(cx) = c f(x) for c > 0 (ReLU6 below 6): a mask before or after is the same
+    {"relu", "leaky_relu", "prelu", "_prelu_kernel", "abs", "relu6", "clamp_min", "rrelu"}
 )
 _ACTIVATIONS = frozenset(
     """
-    celu elu exp gelu glu hardsigmoid hardswish log_sigmoid log_softmax _log_softmax mish selu sigmoid silu softmax
-    _softmax softplus softshrink tanh
+    celu elu exp gelu glu hardsigmoid hardswish hardtanh log_sigmoid log_softmax _log_softmax mish selu sigmoid silu
+    softmax _softmax softplus softshrink tanh
     """.split()  # noqa: SIM905
 )
 _NORMS = frozenset({"batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"})
@@ -104,7 +104,8 @@ def _name(node: Node) -> str:
     if node.op != "call_function":
         return str(node.op)
     if isinstance(node.target, torch._ops.OpOverload):
-        return str(node.target.overloadpacket.__name__)
+        name = str(node.target.overloadpacket.__name__)
+        return "relu6" if name == "hardtanh" and len(node.args) > 1 and node.args[1] == 0 else name
     return str(getattr(node.target, "__name__", ""))
 
 

@@ -13,6 +13,7 @@ import mcdrop
 import network_findings as nets
 from mcdrop import MCDropout
 from mcdrop.findings import KINDS, Evidence, Finding, judge
+from mcdrop.layers import add_drop_connect
 from network_findings import P
 
 VECTOR = torch.linspace(-1, 1, 24).view(4, 6)
@@ -60,6 +61,13 @@ def all_dropped() -> nn.Module:
     return nets.classifier(0.9)
 
 
+def dropped_attention() -> nn.Module:
+    """PyTorch's attention looks at its weight three times in a pass, and computes with it once."""
+    block = nets.TransformerBlock(True)
+    add_drop_connect(block.attention, "in_proj_weight", P)
+    return block
+
+
 def norm(track: bool) -> nn.Module:
     return nets.head(nn.BatchNorm1d(8, track_running_stats=track), nn.Dropout(P), nn.Linear(8, 3))
 
@@ -102,6 +110,12 @@ CASES = (
         lambda: nn.Sequential(nn.Linear(6, 8), nn.AlphaDropout(P), nn.SELU(), nn.Linear(8, 3)),
         "1",
         lambda: nn.Sequential(nn.Linear(6, 8), nn.SELU(), nn.AlphaDropout(P), nn.Linear(8, 3)),
+    ),
+    Case(
+        "dropout-before-activation",
+        lambda: nn.Sequential(nn.Linear(6, 8), nn.Dropout(P), nn.Hardtanh(), nn.Linear(8, 3)),
+        "1",
+        lambda: nn.Sequential(nn.Linear(6, 8), nn.Dropout(P), nn.ReLU6(), nn.Linear(8, 3)),
     ),
     Case("dropout-before-activation", lambda: nets.Unrolled(True), "", lambda: nets.Unrolled(False), STEPS),
     Case(
@@ -187,6 +201,7 @@ HEALTHY: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
     "LSTM of two layers": (lstm_of_two, STEPS),
     "BERT's block": (lambda: nets.TransformerBlock(True), STEPS),
     "ViT's block": (lambda: nets.TransformerBlock(False), STEPS),
+    "attention whose weights are dropped": (dropped_attention, STEPS),
 }
 
 

@@ -110,7 +110,10 @@ def _shared_flag(evidence: Evidence) -> Iterator[tuple[Place, str]]:
     advice="Look at what reads its result: a branch that is thrown away, a gate or layer scale that stayed at 0.",
 )
 def _no_effect(evidence: Evidence) -> Iterator[tuple[Place, str]]:
+    weights = {site.path for site in evidence.sites if site.active and site.kind == "drop_connect"}
     for site in evidence.sites:
+        if site.reason == UNREACHED and site.path in weights:
+            continue  # the weight is also read for its shape or type alone, as attention does, and each read draws
         if site.reason == UNREACHED:
             yield place_of(site), f"The site is inactive: {UNREACHED}."
         elif evidence.variance_alone.get(site.index) == 0 and _dropped(site, evidence) > _SURE:
