@@ -56,13 +56,13 @@ def sweep(
         progress: called after every epoch of every training.
 
     Raises:
-        SettingError: rates, seeds or a task that mean nothing.
+        SettingError: rates, seeds or a task that mean nothing; a factory that makes the same dropout for every rate.
         NoDropoutError: a network of a rate above 0 has no active dropout.
         InputError, TrainingError, CaptureError: as `fit` and `MCDropout` raise them.
     """
     _check(rates, task, seeds)
-    for rate in rates:  # before anything is trained
-        _capture(_build(factory, rate, 0, device), validation[0], task, rate)
+    # before anything is trained
+    _check_rates_used([_capture(_build(factory, rate, 0, device), validation[0], task, rate) for rate in rates])
     trials = []
     for rate in rates:
         for seed in range(seeds):
@@ -121,6 +121,20 @@ def _capture(network: nn.Module, inputs: Tensor, task: str, rate: float) -> MCDr
         if rate == 0:
             return None
         raise NoDropoutError(f"the network that the factory makes for the rate {rate:g}: {error}") from error
+
+
+def _check_rates_used(captured: Sequence[MCDropout | None]) -> None:
+    """Raises SettingError where the networks have the same sites with the same rates; an unknown rate may differ."""
+    if any(mc is None or mc.engine == "eager" for mc in captured):  # eager: what is drawn outside of PyTorch is no site
+        return
+    tables = [[(site.path, site.kind, site.p) for site in mc.sites] for mc in captured if mc is not None]
+    first = tables[0]
+    if all(table == first for table in tables) and all(p is not None for _, _, p in first):
+        listed = ", ".join(f"{path or 'the network'}: p = {p:g}" for path, _, p in first[:6])
+        raise SettingError(
+            f"the factory makes the same dropout for every rate ({listed}), so there is nothing to compare. Pass the "
+            "rate that it is called with on to the network's dropout."
+        )
 
 
 # ---- scores

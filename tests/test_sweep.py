@@ -243,6 +243,14 @@ def test_a_factory_that_ignores_its_rate_is_found_before_training():
     assert epochs == []
 
 
+def test_a_factory_with_a_rate_of_its_own_is_found_before_training():
+    """Its table would say that no rate is better than another."""
+    epochs = []
+    with pytest.raises(SettingError, match=r"same dropout for every rate \(2: p = 0\.2\)"):
+        sweep(lambda p: mlp(0.2), data(), data(), rates=(0.0, 0.5), epochs=1, progress=lambda: epochs.append(1))
+    assert epochs == []
+
+
 # ---- the digits
 
 
