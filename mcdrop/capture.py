@@ -114,7 +114,8 @@ def capture(
                 stacklevel=3,
             )
             return replace(captured, reason=str(error))
-        choice.check((*program.sites, *_flag_sites(flags)))
+        if sites := (*program.sites, *_flag_sites(flags)):  # where there is none, that is what has to be said
+            choice.check(sites)
         set_in_network = [site for site in program.sites if choice.needs_network(site, native_sites(program))]
         if set_in_network:
             set_rates(network, set_in_network, choice)

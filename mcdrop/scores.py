@@ -35,7 +35,11 @@ def read_targets(task: Task, targets: Any, mean: Float[Tensor, "batch *rest"]) -
     """
     if task.name == "raw":
         raise SettingError('targets mean nothing for task="raw"; say what the output means, as in task="regression".')
-    found = torch.as_tensor(targets).detach().cpu()
+    try:
+        found = torch.as_tensor(targets).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"targets cannot be read as numbers: {error}.") from error
+    found = found.long() if found.dtype == torch.bool else found
     wanted = list(mean.shape)
     if task.name == "classification":
         wanted.pop(task.axis(mean.ndim))

@@ -173,6 +173,11 @@ def test_scores_by_hand():
     assert scores(Task("regression"), torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0])) == {"rmse": math.sqrt(2)}
 
 
+def test_yes_and_no_are_targets():
+    answers = torch.tensor([True, False, True])
+    assert torch.equal(read_targets(Task("binary"), answers, torch.rand(3)), answers.long())
+
+
 def test_a_certain_mistake_scores_a_finite_likelihood():
     found = scores(Task("classification"), torch.tensor([[1.0, 0.0]]), torch.tensor([1]))
     assert math.isfinite(found["nll"])
@@ -293,6 +298,11 @@ def test_a_network_without_dropout_is_scored_without_it():
     assert json.loads(json.dumps(report.to_dict(), allow_nan=False))["cost"] is None
 
 
+def test_a_choice_among_no_sites_is_a_network_without_dropout():
+    report = mcdrop.inspect(nn.Linear(4, 2).eval(), X, exclude="head.*")
+    assert [finding.code for finding in report.findings] == ["no-dropout"]
+
+
 def test_an_eager_network_gets_a_report():
     class Branching(nn.Module):
         def __init__(self) -> None:
@@ -356,6 +366,7 @@ def test_it_prints_well():
         (X, torch.zeros(6), "regression", InputError, r"expected \[6, 2\]"),
         (X, torch.full((6, 2), math.nan), "regression", InputError, "targets hold NaN"),
         (X, torch.full((6,), math.nan), "classification", InputError, "targets hold NaN"),
+        (X, ["cat"] * 6, "classification", InputError, "cannot be read as numbers"),
         (X[:0], None, "regression", InputError, "no row"),
         (X[:, :3], None, "regression", InputError, "expected 4"),
         (X * math.nan, None, "regression", InputError, "finite"),
