@@ -52,6 +52,22 @@ def test_a_rate_is_a_probability(make: type, p: object) -> None:
         make(p)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_functions_check_their_settings_as_layers_do(training: bool) -> None:
+    maps = torch.ones(2, 1, 4)
+    for p in (-0.5, 1.0, 1.5):
+        with pytest.raises(SettingError, match="less than 1"):
+            layers.gaussian_dropout(maps, p, training)
+    with pytest.raises(SettingError, match="number from 0 to 1"):
+        layers.drop_block(maps, 1.5, 2, training)
+    with pytest.raises(SettingError, match="block_size is 0"):
+        layers.drop_block(maps, 0.5, 0, training)
+
+
+def test_maps_without_positions_have_no_blocks() -> None:
+    assert layers.drop_block(torch.ones(2, 3, 0, 4), 0.5, 2, True).shape == (2, 3, 0, 4)
+
+
 def test_rates_that_a_law_does_not_have() -> None:
     for make in (GaussianDropout, ConcreteDropout):
         with pytest.raises(SettingError, match="less than 1"):

@@ -48,11 +48,14 @@ def drop_block(
 
     Raises:
         InputError: `x` has no such axes.
+        SettingError: `p` is not from 0 to 1, or `block_size` not a whole number of at least 1.
     """
+    check_rate(p)
+    _check_block_size(block_size)
     size = x.shape[2:]
     if len(size) not in _POOL:
         raise InputError(f"DropBlock takes (batch, channels, one to three axes); got the shape {tuple(x.shape)}.")
-    if not training:
+    if not training or 0 in size:
         return x
     block = [min(block_size, length) for length in size]
     places = [length - side + 1 for length, side in zip(size, block, strict=True)]
@@ -62,6 +65,11 @@ def drop_block(
     kept = 1 - _POOL[len(size)](F.pad(corners.to(x.dtype), margins), block, stride=1)
     ones = kept.sum(tuple(range(1, x.ndim)), keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
     return (x * kept * (math.prod(x.shape[1:]) / ones.clamp_min(1))).to(x.dtype)
+
+
+def _check_block_size(block_size: int) -> None:
+    if isinstance(block_size, bool) or not isinstance(block_size, int) or block_size < 1:
+        raise SettingError(f"block_size is {block_size!r}; give the side of a block in positions, at least 1.")
 
 
 class _DropBlock(nn.Module):
@@ -77,8 +85,7 @@ class _DropBlock(nn.Module):
     def __init__(self, p: float = 0.1, block_size: int = 7) -> None:
         super().__init__()
         self.p = check_rate(p)
-        if isinstance(block_size, bool) or not isinstance(block_size, int) or block_size < 1:
-            raise SettingError(f"block_size is {block_size!r}; give the side of a block in positions, at least 1.")
+        _check_block_size(block_size)
         self.block_size = block_size
 
     def forward(self, x: Float[Tensor, "batch channels *size"]) -> Float[Tensor, "batch channels *size"]:

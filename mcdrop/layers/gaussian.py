@@ -22,7 +22,12 @@ __all__ = ["GaussianDropout", "gaussian_dropout"]
 
 
 def gaussian_dropout(x: Float[Tensor, "..."], p: float, training: bool) -> Float[Tensor, "..."]:
-    """`x`, in training each element times a normal number of mean 1 and variance p / (1 - p)."""
+    """`x`, in training each element times a normal number of mean 1 and variance p / (1 - p).
+
+    Raises:
+        SettingError: `p` is not from 0 to 1, 1 excluded.
+    """
+    check_rate(p, one=False)
     if not training or p == 0:
         return x
     return x * (1 + math.sqrt(p / (1 - p)) * torch.randn_like(x))
