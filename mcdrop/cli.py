@@ -392,6 +392,9 @@ def _add_sweep(commands: Any) -> None:
                 flag, type=type(default), default=default, metavar="N", help=f"{what} (default: %(default)s)"
             )
         training.add_argument("--device", help="cpu, cuda, ... (default: CUDA if there is one)")
+        training.add_argument(
+            "--threads", type=int, metavar="N", help="of PyTorch on the CPU (default: 1 for small networks)"
+        )
 
     commands.add_parser(
         "sweep",
@@ -401,8 +404,9 @@ def _add_sweep(commands: Any) -> None:
         description="Train the same network with several dropout rates and seeds, and compare them on\n"
         "validation data: curves, accuracy and likelihood with and without MC dropout,\n"
         "which rate is best and whether that exceeds two standard errors, and which of\n"
-        "the usual troubles the curves show. The picture takes matplotlib (the extra\n"
-        "`plot`).",
+        "the usual troubles the curves show. By default that is 10 seeds of 30 epochs for\n"
+        "each rate. Ctrl-C ends it and reports the seeds that every rate has. The picture\n"
+        "takes matplotlib (the extra `plot`).",
         epilog="examples:\n"
         "  mcdrop sweep --data digits --rates 0,0.2,0.5\n"
         "  mcdrop sweep models:build --data data.npz --rates 0,0.1,0.3 --seeds 3 -o sweep\n",

@@ -6,8 +6,7 @@ the file are mostly by the same hand, so the last images are kept for testing an
 and more honest: without the distortions of `train` 96 % are read right, of a random choice 99 %.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 
@@ -16,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mcdrop.threads import limited_threads
 from mcdrop.training import fit
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "few_digits",
     "load_digits",
     "not_digits",
-    "one_thread",
     "train",
 ]
 
@@ -110,7 +109,7 @@ def train(
     digits: Digits, *, epochs: int = 30, seed: int = 0, on_epoch: Callable[[], object] | None = None
 ) -> DigitNetwork:
     """A trained network on the CPU, in eval mode. The global random state is the same before and after."""
-    with torch.random.fork_rng(devices=[]), one_thread():
+    with torch.random.fork_rng(devices=[]), limited_threads(1):  # sums keep their order
         torch.default_generator.manual_seed(seed)
         network = DigitNetwork().eval()
         fit(
@@ -164,17 +163,6 @@ def _drawn(picture: str) -> np.ndarray:
     """`.` is paper, `a` half ink, `G` full ink."""
     ink = {".": 0, "a": INK // 2, "G": INK}
     return np.array([[ink[mark] for mark in line] for line in picture.split()], dtype=np.uint8)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Small batches gain little from more threads and lose a lot on a busy machine; and sums keep their order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _tensors(digits: Digits) -> tuple[Tensor, Tensor]:

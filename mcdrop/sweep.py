@@ -10,7 +10,8 @@ validation data on which the rates are compared.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -20,13 +21,15 @@ from torch import Tensor, nn
 from mcdrop.errors import NoDropoutError, SettingError
 from mcdrop.predictor import MCDropout
 from mcdrop.tasks import TaskName
+from mcdrop.threads import fitting_threads, limited_threads
 from mcdrop.training import Data, fit
 from mcdrop.trials import Score, Sweep, Trial
 
-__all__ = ["TASKS", "Factory", "sweep"]
+__all__ = ["LEAST_SEEDS", "TASKS", "Factory", "Plan", "sweep"]
 
 Factory = Callable[[float], nn.Module]  # from a dropout rate to an untrained network
 TASKS = ("classification", "binary", "multilabel", "regression")
+LEAST_SEEDS = 2  # for a standard error
 
 
 def sweep(
@@ -43,6 +46,7 @@ def sweep(
     batch_size: int = 32,
     num_samples: int = 100,
     device: str = "cpu",
+    threads: int | None = None,
     progress: Callable[[], object] | None = None,
 ) -> Sweep:
     """Train `factory(rate)` for each rate and for the seeds 0 to `seeds` - 1, and score each on the validation data.
@@ -53,6 +57,7 @@ def sweep(
         train, validation: inputs and targets, as `mcdrop.training.fit` takes them.
         rates: at least two, each at least 0 and below 1. At 0 a network may be without dropout: it has no MC scores.
         num_samples: passes of an MC prediction.
+        threads: of PyTorch on the CPU meanwhile; None takes 1 for small networks (see `mcdrop.threads`).
         progress: called after every epoch of every training.
 
     Raises:
@@ -60,37 +65,86 @@ def sweep(
         NoDropoutError: a network of a rate above 0 has no active dropout.
         InputError, TrainingError, CaptureError: as `fit` and `MCDropout` raise them.
     """
-    _check(rates, task, seeds)
-    # before anything is trained
-    _check_rates_used([_capture(_build(factory, rate, 0, device), validation[0], task, rate) for rate in rates])
-    trials = []
-    for rate in rates:
-        for seed in range(seeds):
-            network = _build(factory, rate, seed, device)
+    plan = Plan(
+        factory, train, validation, tuple(rates), task, seeds, epochs, learning_rate, weight_decay, batch_size,
+        num_samples, device, threads,
+    )  # fmt: skip
+    return plan.gather(plan.trials(progress))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep to be made, with the arguments of `sweep`: its trials one by one, and what some of them say together."""
+
+    factory: Factory
+    train: Data
+    validation: Data
+    rates: tuple[float, ...]
+    task: str
+    seeds: int
+    epochs: int
+    learning_rate: float
+    weight_decay: float
+    batch_size: int
+    num_samples: int
+    device: str = "cpu"
+    threads: int | None = None
+
+    @property
+    def measure(self) -> str:
+        """The second number of each score, beside the NLL."""
+        return "rmse" if self.task == "regression" else "accuracy"
+
+    def trials(self, progress: Callable[[], object] | None = None) -> Iterator[Trial]:
+        """All trials, those of one seed at all rates before the next seed: whoever stops has seeds to compare."""
+        _check(self.rates, self.task, self.seeds)
+        first = (_build(self.factory, rate, 0, self.device) for rate in self.rates)
+        _check_rates_used(  # before anything is trained
+            [_capture(network, self.validation[0], self.task, p) for network, p in zip(first, self.rates, strict=True)]
+        )
+        for seed in range(self.seeds):
+            for rate in self.rates:
+                yield self._trial(rate, seed, progress)
+
+    def gather(self, trials: Iterable[Trial]) -> Sweep:
+        """The sweep of trials that have the same seeds at every rate, at least two."""
+        ordered = sorted(trials, key=lambda trial: (self.rates.index(trial.rate), trial.seed))
+        ignorant = ignorant_loss(self.task, self.train[1])
+        return Sweep(self.task, self.measure, self.num_samples, ignorant, self.rates, tuple(ordered))
+
+    def _trial(self, rate: float, seed: int, progress: Callable[[], object] | None) -> Trial:
+        network = _build(self.factory, rate, seed, self.device)
+        with limited_threads(fitting_threads(network, self.train[0]) if self.threads is None else self.threads):
             history = fit(
                 network,
-                train,
-                validation,
-                task=task,
-                epochs=epochs,
-                learning_rate=learning_rate,
-                weight_decay=weight_decay,
-                batch_size=batch_size,
+                self.train,
+                self.validation,
+                task=self.task,
+                epochs=self.epochs,
+                learning_rate=self.learning_rate,
+                weight_decay=self.weight_decay,
+                batch_size=self.batch_size,
                 seed=seed,
+                threads=self.threads,
                 progress=None if progress is None else lambda _: progress(),
             )
-            mc = _capture(network, validation[0], task, rate)
-            trials.append(
-                Trial(
-                    rate,
-                    seed,
-                    history,
-                    deterministic=_deterministic(network, validation, task, batch_size),
-                    mc=None if mc is None else _monte_carlo(mc, validation, task, num_samples=num_samples, seed=seed),
-                )
+            mc = _capture(network, self.validation[0], self.task, rate)
+            return Trial(
+                rate,
+                seed,
+                history,
+                deterministic=_deterministic(network, self.validation, self.task, self.batch_size),
+                mc=None if mc is None else self._monte_carlo(mc, seed),
             )
-    measure = "rmse" if task == "regression" else "accuracy"
-    return Sweep(task, measure, num_samples, ignorant_loss(task, train[1]), tuple(rates), tuple(trials))
+
+    def _monte_carlo(self, mc: MCDropout, seed: int) -> Score:
+        """Of the mean of `num_samples` passes with dropout on."""
+        inputs, targets = self.validation
+        if self.task == "regression":
+            mc.fit_noise_variance(inputs, targets, num_samples=self.num_samples)
+        prediction = mc(inputs, num_samples=self.num_samples, seed=seed)
+        mean, variance = (torch.as_tensor(each).cpu().double() for each in (prediction.mean, prediction.variance))
+        return score(self.task, mean, targets, variance=variance)
 
 
 def ignorant_loss(task: str, targets: Tensor) -> float:
@@ -150,15 +204,6 @@ def _deterministic(network: nn.Module, data: Data, task: str, batch_size: int) -
     return score(task, output.softmax(dim=-1) if task == "classification" else output.sigmoid(), data[1])
 
 
-def _monte_carlo(mc: MCDropout, data: Data, task: str, *, num_samples: int, seed: int) -> Score:
-    """The mean of `num_samples` passes with dropout on."""
-    if task == "regression":
-        mc.fit_noise_variance(*data, num_samples=num_samples)
-    prediction = mc(data[0], num_samples=num_samples, seed=seed)
-    mean, variance = (torch.as_tensor(each).cpu().double() for each in (prediction.mean, prediction.variance))
-    return score(task, mean, data[1], variance=variance)
-
-
 def score(task: str, mean: Tensor, targets: Tensor, *, variance: Tensor | None = None) -> Score:
     """NLL and accuracy of probabilities, or NLL and RMSE of values with a `variance`; a probability of 0 counts as the
     smallest of float64, so that the NLL stays finite."""
@@ -184,5 +229,5 @@ def _check(rates: Sequence[float], task: str, seeds: int) -> None:
             f"rates {', '.join(f'{rate:g}' for rate in rates) or 'are empty'}: expected at least two different "
             "probabilities of dropping a unit, each at least 0 and below 1, as in 0,0.2,0.5."
         )
-    if seeds < 2:
-        raise SettingError(f"seeds={seeds}; expected at least 2, since the standard error is over seeds.")
+    if seeds < LEAST_SEEDS:
+        raise SettingError(f"seeds={seeds}; expected at least {LEAST_SEEDS}, since the standard error is over seeds.")

@@ -1,22 +1,25 @@
 """`mcdrop sweep`: data and a network given by words, the sweep with its progress, a report and files."""
 
 import argparse
-import contextlib
 import json
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mcdrop.datafiles import read_labelled
-from mcdrop.digits import digit_mlp, few_digits, one_thread
+from mcdrop.digits import digit_mlp, few_digits
 from mcdrop.errors import McdropError, SettingError
 from mcdrop.exporting import build_network
-from mcdrop.sweep import Factory, sweep
-from mcdrop.sweep_report import can_draw, make_folder, report, write
+from mcdrop.sweep import LEAST_SEEDS, Factory, Plan
+from mcdrop.sweep_report import can_draw, make_folder, remove_empty, report, write
 from mcdrop.terminal import open_console, progress
 from mcdrop.training import Data
+from mcdrop.trials import Sweep, Trial
 
 __all__ = ["run"]
 
@@ -27,24 +30,16 @@ NO_PICTURE = "No picture: matplotlib is not installed. From a clone: pip install
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Sweep as the arguments say. Raises McdropError, before any training where that can be known."""
+    """Sweep as the arguments say. Raises McdropError, before any training where that can be known.
+
+    KeyboardInterrupt ends the training: what all rates have is reported and written, then it is raised again.
+    """
     factory, train, validation = _asked(arguments.factory, arguments.data)
     folder = FOLDER if arguments.folder is None and not arguments.json else arguments.folder
-    if folder is not None:
-        make_folder(folder)
+    made = () if folder is None else make_folder(folder)
     settings = {name: getattr(arguments, name) for name in SETTINGS}
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    one = one_thread() if arguments.factory is None else contextlib.nullcontext()
-    try:
-        with one, progress("training", arguments.seeds * len(arguments.rates) * arguments.epochs) as advance:
-            found = sweep(factory, train, validation, **settings, device=device, progress=advance)
-    except McdropError:
-        raise
-    except Exception as error:  # from the user's code
-        raise SettingError(
-            f"a network of {arguments.factory} cannot be trained on inputs of {train[0].dtype} {list(train[0].shape)}; "
-            f"it raises {type(error).__name__}: {error}"
-        ) from error
+    plan = Plan(factory, train, validation, **settings, device=device, threads=arguments.threads)
     facts = {
         "network": arguments.factory or digit_mlp.__name__,
         "data": arguments.data,
@@ -52,14 +47,65 @@ def run(arguments: argparse.Namespace) -> None:
         "validation_rows": len(validation[0]),
         **{name: value for name, value in settings.items() if name not in ("rates", "seeds")},
     }
-    if arguments.json:
+    trials: list[Trial] = []
+    try:
+        try:
+            _train(plan, trials, arguments.factory)
+        except KeyboardInterrupt:
+            _tell_of_some(plan, trials, facts, folder, as_json=arguments.json)
+            raise
+        _tell(plan.gather(trials), facts, folder, as_json=arguments.json)
+    finally:
+        remove_empty(made)
+
+
+def _train(plan: Plan, trials: list[Trial], reference: str | None) -> None:
+    """Add each trial to `trials` as it is finished: with a bar in a terminal, else with a line on standard error."""
+    total = plan.seeds * len(plan.rates)
+    try:
+        with progress("training", total * plan.epochs) as advance:
+            for trial in plan.trials(advance):
+                trials.append(trial)
+                if not sys.stderr.isatty():
+                    measure = f"{plan.measure} {trial.score.measure:.4g}, NLL {trial.score.nll:.4g}"
+                    line = f"{len(trials)} of {total}: seed {trial.seed}, p = {trial.rate:g}, {measure}"
+                    print(line, file=sys.stderr, flush=True)
+    except McdropError:
+        raise
+    except Exception as error:  # from the user's code
+        inputs = plan.train[0]
+        raise SettingError(
+            f"a network of {reference} cannot be trained on inputs of {inputs.dtype} {list(inputs.shape)}; "
+            f"it raises {type(error).__name__}: {error}"
+        ) from error
+
+
+def _tell(found: Sweep, facts: Mapping[str, Any], folder: Path | None, *, as_json: bool) -> None:
+    """The report or its JSON on standard output, and the files."""
+    if as_json:
         print(json.dumps({**facts, **found.to_dict()}))
     else:
         report(open_console(), found, facts)
     if folder is not None:
         written = write(found, facts, folder)
-        if not arguments.json:
+        if not as_json:
             print(f"\nWritten to {folder}: {', '.join(written)}" + ("" if can_draw() else f"\n{NO_PICTURE}"))
+
+
+def _tell_of_some(
+    plan: Plan, trials: Sequence[Trial], facts: Mapping[str, Any], folder: Path | None, *, as_json: bool
+) -> None:
+    """The same of the seeds that are trained at every rate, where they are enough for a standard error."""
+    seeds, total = len(trials) // len(plan.rates), plan.seeds * len(plan.rates)
+    if seeds < LEAST_SEEDS:
+        print(
+            f"\n{len(trials)} of {total} trainings were finished; it takes {LEAST_SEEDS} seeds at every rate to report "
+            "anything, so nothing is written.",
+            file=sys.stderr,
+        )
+        return
+    print(f"\nstopped: {seeds} of {plan.seeds} seeds are trained at every rate; these are reported", file=sys.stderr)
+    _tell(plan.gather(trials[: seeds * len(plan.rates)]), facts, folder, as_json=as_json)
 
 
 def _asked(reference: str | None, data: str) -> tuple[Factory, Data, Data]:

@@ -3,6 +3,7 @@
 The picture needs matplotlib (`pip install '.[plot]'`), which is imported when something is drawn and not before.
 """
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -19,7 +20,7 @@ from mcdrop.terminal import new_table
 from mcdrop.trials import Estimate, Score, Sweep, estimate
 from mcdrop.troubles import LEAST_EPOCHS, Trouble
 
-__all__ = ["can_draw", "draw", "make_folder", "report", "write"]
+__all__ = ["can_draw", "draw", "make_folder", "remove_empty", "report", "write"]
 
 TEXT, NUMBERS, PICTURE = "sweep.txt", "sweep.json", "sweep.png"
 TEXT_WIDTH = 80
@@ -155,12 +156,24 @@ def draw(sweep: Sweep, path: Path) -> None:
 # ---- in files
 
 
-def make_folder(folder: Path) -> None:
-    """Make the folder for `write`, before anything is computed. Raises SettingError."""
+def make_folder(folder: Path) -> tuple[Path, ...]:
+    """Make the folder for `write`, before anything is computed; returns those that were not there, inner ones first.
+
+    Raises SettingError.
+    """
+    new = tuple(each for each in (folder, *folder.parents) if not each.exists())
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SettingError(f"{folder} cannot be made: {error.strerror}. Choose another folder with -o.") from error
+    return new
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Remove the folders in which nothing was written, inner ones first."""
+    for folder in folders:
+        with contextlib.suppress(OSError):  # not empty
+            folder.rmdir()
 
 
 def write(sweep: Sweep, facts: Mapping[str, Any], folder: Path) -> list[str]:

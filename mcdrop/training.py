@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from mcdrop.errors import InputError, SettingError, TrainingError
 from mcdrop.losses import LOSSES, Loss, accuracy
 from mcdrop.mixing import mix
+from mcdrop.threads import fitting_threads, limited_threads
 
 __all__ = ["Data", "Epoch", "History", "fit"]
 
@@ -78,6 +79,7 @@ def fit(
     cutmix: float = 0.0,
     augment: Callable[[Tensor], Tensor] | None = None,
     seed: int = 0,
+    threads: int | None = None,
     progress: Callable[[Epoch], object] | None = None,
 ) -> History:
     """Train `model` in place, on the device of its parameters.
@@ -97,6 +99,8 @@ def fit(
         augment: changes the inputs of a batch, before they are mixed.
         seed: of the order of rows, of mixing, augmentation and dropout. Order and mixing depend on nothing else: two
             networks trained with one seed see the same batches.
+        threads: of PyTorch on the CPU meanwhile; None takes 1 for a small network, which more only slow down on a busy
+            machine, and else as many as are set (see `mcdrop.threads`).
         progress: called after every epoch.
 
     Raises:
@@ -120,7 +124,12 @@ def fit(
     history: list[Epoch] = []
     kept, lowest, weights = 0, math.inf, dict[str, Any]()
 
-    with _own_randomness(device, seed), _same_flags(model), torch.enable_grad():
+    with (
+        limited_threads(fitting_threads(model, train[0]) if threads is None else threads),
+        _own_randomness(device, seed),
+        _same_flags(model),
+        torch.enable_grad(),
+    ):
         for number in range(1, epochs + 1):
             model.train()
             total = 0.0

@@ -1,5 +1,6 @@
 """The sweep over dropout rates: from Python, from the command line, on small data."""
 
+import contextlib
 import json
 import math
 import re
@@ -20,6 +21,7 @@ from mcdrop.errors import NoDropoutError, SettingError
 from mcdrop.predictor import MCDropout
 from mcdrop.sweep import ignorant_loss, score, sweep
 from mcdrop.terminal import open_console
+from mcdrop.threads import limited_threads
 from mcdrop.training import Epoch, History, fit
 from mcdrop.trials import Estimate, Score, Sweep, Trial, estimate
 
@@ -277,7 +279,13 @@ def test_digits_from_end_to_end(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert mcdrop("sweep --data digits --rates 0,0.5 --seeds 2 --epochs 2 --num-samples 5") == 0
     out, err = capsys.readouterr()
-    assert err == ""
+    lines = [re.sub(r", accuracy [\d.]+, NLL [\d.]+$", "", line) for line in err.splitlines()]
+    assert lines == [
+        "1 of 4: seed 0, p = 0",
+        "2 of 4: seed 0, p = 0.5",
+        "3 of 4: seed 1, p = 0",
+        "4 of 4: seed 1, p = 0.5",
+    ]
     assert "digit_mlp on digits: 400 rows to train on, 1,037 to validate on." in out
     assert out.count(" ± ") == 3 + 5 + 1 + 1 + 1  # rate 0, rate 0.5, the explanation, the best, the other
     assert "Best by NLL: p = 0" in out
@@ -305,7 +313,7 @@ def test_a_factory_and_a_file(here, capsys):
     line = f"sweep {here}:build --data data.npz --rates 0,0.2 --seeds 2 --epochs 10 --num-samples 5 --json"
     assert mcdrop(line) == 0
     out, err = capsys.readouterr()
-    assert err == ""
+    assert len(err.splitlines()) == 4
     document = json.loads(out)
     assert (document["training_rows"], document["validation_rows"]) == (48, 12)
     assert document["judged"]
@@ -397,6 +405,70 @@ def test_rates_that_are_no_numbers_are_wrong_usage(capsys):
         mcdrop("sweep --rates 0,half")
     assert left.value.code == 2
     assert "'0,half' are no rates; expected numbers as in 0,0.2,0.5" in capsys.readouterr().err
+
+
+def interrupted_after(epochs, monkeypatch):
+    """Ctrl-C in the epoch after so many."""
+    done = []
+
+    def count(*_):
+        done.append(1)
+        if len(done) > epochs:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep_command, "progress", lambda *_: contextlib.nullcontext(count))
+
+
+@pytest.mark.parametrize("options", ["", "--json -o kept"])
+def test_ctrl_c_reports_the_seeds_that_every_rate_has(options, here, tmp_path, capsys, monkeypatch):
+    line = f"sweep {here}:build --data data.npz --rates 0,0.2 --epochs 3 --num-samples 4 {options}"
+    interrupted_after(3 * 5, monkeypatch)  # two seeds at both rates, the third at one
+    assert mcdrop(line) == 130
+    out, err = capsys.readouterr()
+    assert "stopped: 2 of 10 seeds are trained at every rate; these are reported" in err
+    assert err.endswith("interrupted\n")
+    document = json.loads((tmp_path / ("kept" if options else "mcdrop-sweep") / "sweep.json").read_text())
+    assert document["seeds"] == [0, 1]
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert mcdrop(f"{line.removesuffix(options)} --json --seeds 2") == 0
+    assert json.loads(capsys.readouterr().out) == document
+    assert options or "standard error over 2 seeds" in " ".join(out.split())
+
+
+def test_ctrl_c_before_there_is_anything_to_compare_leaves_nothing(here, tmp_path, capsys, monkeypatch):
+    before = sorted(tmp_path.iterdir())
+    interrupted_after(3 * 3, monkeypatch)  # one seed at both rates, the second at one
+    assert mcdrop(f"sweep {here}:build --data data.npz --rates 0,0.2 --epochs 3 --num-samples 4 -o some/where") == 130
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "3 of 20 trainings were finished; it takes 2 seeds at every rate" in err
+    assert sorted(path for path in tmp_path.iterdir() if path.name != "__pycache__") == before
+
+
+def test_small_networks_are_swept_on_one_thread_unless_asked(monkeypatch):
+    seen = []
+
+    class Watching(nn.Sequential):
+        def forward(self, x):
+            seen.append(torch.get_num_threads())
+            return super().forward(x)
+
+    def trained(**settings):
+        seen.clear()
+        sweep(
+            lambda p: Watching(*mlp(p)), data(20), data(20), rates=(0.0, 0.5), seeds=2, epochs=1, num_samples=2,
+            **settings,
+        )  # fmt: skip
+        return set(seen)
+
+    monkeypatch.setattr("mcdrop.sweep._capture", lambda *_: None)
+    with limited_threads(3):
+        assert trained() == {1}
+        assert trained(threads=2) == {2}
+        assert torch.get_num_threads() == 3
+    with pytest.raises(SettingError, match=r"threads=0; expected a whole number of at least 1, or None"):
+        trained(threads=0)
 
 
 # ---- the page

@@ -16,6 +16,7 @@ from bounds import FALSE_ALARM, assert_distribution
 from mcdrop.errors import InputError, SettingError, TrainingError
 from mcdrop.losses import LOSSES, accuracy
 from mcdrop.mixing import cutmix, mix, mixup
+from mcdrop.threads import fitting_threads, limited_threads
 from mcdrop.training import Epoch, fit
 
 
@@ -39,6 +40,39 @@ def weights(model):
 
 def same(first, second):
     return all(torch.equal(first[name], second[name]) for name in first)
+
+
+# ---- threads
+
+
+def test_a_small_network_trains_on_one_thread_and_the_number_is_put_back():
+    seen = []
+
+    def loss(output, targets):
+        seen.append(torch.get_num_threads())
+        return F.cross_entropy(output, targets)
+
+    with limited_threads(3):
+        fit(network(), data(), loss=loss, epochs=1)
+        fit(network(), data(), loss=loss, epochs=1, threads=2)
+        with pytest.raises(ZeroDivisionError):
+            fit(network(), data(), loss=lambda *_: 1 / 0, epochs=1)
+        assert torch.get_num_threads() == 3
+    assert seen == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "threads"),
+    [
+        (nn.Linear(999, 500), (8, 999), 1),
+        (nn.Linear(1000, 500), (8, 1000), 3),  # more than 500,000 with its biases
+        (nn.Conv2d(1, 2, 3), (8, 1, 32, 32), 1),
+        (nn.Conv2d(1, 2, 3), (8, 1, 32, 33), 3),
+    ],
+)
+def test_which_networks_are_small(model, shape, threads):
+    with limited_threads(3):
+        assert fitting_threads(model, torch.zeros(shape)) == threads
 
 
 # ---- training
