@@ -9,6 +9,7 @@ loading PyTorch takes seconds, and neither `mcdrop --help` nor a mistyped flag s
 
 import argparse
 import importlib
+import importlib.util
 import os
 import sys
 import typing
@@ -37,6 +38,9 @@ first steps:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. Wrong usage and --help leave by SystemExit, as argparse does."""
+    if hidden := _hidden_service():
+        print(f"mcdrop: error: {hidden}", file=sys.stderr)
+        return 1
     arguments = _parser().parse_args(argv)
     try:
         with warnings.catch_warnings():  # puts `showwarning` back
@@ -55,6 +59,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"mcdrop: error: {_sentence(error)}", file=sys.stderr)
         return 1
+
+
+def _hidden_service() -> str | None:
+    """What to say where Python finds another package `service` than ours, which stands beside this one."""
+    found = importlib.util.find_spec("service")
+    places = [] if found is None else found.submodule_search_locations or [found.origin or "service"]
+    ours = Path(__file__).resolve().parents[1] / "service"
+    if ours in (Path(place).resolve() for place in places):
+        return None
+    if not places:
+        return f"the package service, which mcdrop comes with, is not in {ours.parent}. Install mcdrop again."
+    return (
+        f"{Path(places[0]).resolve()} hides the package service that mcdrop comes with: Python looks there first. Run "
+        "the command mcdrop, or python -P -m mcdrop, which leave out the current folder; or rename your service."
+    )
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

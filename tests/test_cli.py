@@ -199,6 +199,21 @@ def test_traceback_on_request(here, before):
     assert "BundleError" in err
 
 
+@pytest.mark.parametrize("command", [["serve"], ["--help"], ["predict", "nowhere", "data.npy"]])
+def test_a_package_service_in_the_current_folder_is_named(command, tmp_path):
+    (tmp_path / "service").mkdir()
+    (tmp_path / "service" / "__init__.py").touch()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    started = [sys.executable, "-m", "mcdrop", *command]
+    done = subprocess.run(started, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"mcdrop: error: {tmp_path.resolve() / 'service'} hides the package service")
+    assert done.stderr.count("\n") == 1
+    other = [sys.executable, "-P", *started[1:]]
+    done = subprocess.run(other, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert "hides" not in done.stderr
+
+
 def test_no_dropout_is_a_clear_error(here, capsys):
     code = mcdrop(f"export {here}:without_dropout --input 'x: float32[batch, 4]' --task raw -o nothing")
     assert code == 1
