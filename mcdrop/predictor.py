@@ -221,7 +221,8 @@ class MCDropout:
         Args:
             inputs: in the form of the example; arrays are answered with arrays.
             num_samples, seed, masks: instead of the defaults of this object; at least 2 passes.
-            standard_errors: also the Monte Carlo standard error of each number.
+            standard_errors: also the Monte Carlo standard error of each number. That of a probability is
+                sqrt((s^2 + 1/N) / N), never 0 where a few passes agree by luck; that of another mean s / sqrt(N).
             quantiles: levels in (0, 1) of which to give the quantiles over passes.
             samples: also the outputs of all passes (samples, batch, ...).
 

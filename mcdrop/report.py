@@ -60,7 +60,7 @@ class Measured:
         gap: distance of the deterministic prediction from the mean over passes (see `scores.gap`).
         deterministic, monte_carlo: scores without and with dropout, where targets were given.
         passes: how many reach a standard error of 0.01, for the typical (median) output and for the largest variance;
-            None where that variance is not finite.
+            at least 100 for a probability, see `scores.passes_for`; None where that variance is not finite.
     """
 
     rows: int

@@ -177,6 +177,7 @@ def _measured(measured: "Measured", task: str) -> Iterator[RenderableType]:
     rows = f"{measured.rows} row{'s' * (measured.rows != 1)}"
     over = f", {measured.num_samples} passes, seed {measured.seed}" if measured.num_samples else ""
     yield _title(f"Measured on {rows}{over}")
+    is_probability = task in ("classification", "binary", "multilabel")
     table = _compared(measured.deterministic, measured.monte_carlo)
     if table is not None:
         yield table
@@ -186,12 +187,16 @@ def _measured(measured: "Measured", task: str) -> Iterator[RenderableType]:
         far = f"{measured.gap['mean']:.3g} on average, {measured.gap['largest']:.3g} at most{labels}"
         lines.append(("deterministic to mean over passes", far))
     if measured.passes is not None:
-        unit = "" if task in ("classification", "binary", "multilabel") else " in the output's unit"
+        unit = "" if is_probability else " in the output's unit"
         shown = {which: "no number" if passes is None else passes for which, passes in measured.passes.items()}
         each = f"{shown['typical']} for the typical output, {shown['largest']} for the noisiest"
         lines.append((f"passes for a standard error of 0.01{unit}", each))
     if lines:
         yield _grid(lines)
+    if measured.passes is not None and is_probability:
+        yield Text(
+            "a probability takes 100 at least: its standard error is sqrt((s^2 + 1/N) / N), never 0", style="dim"
+        )
 
 
 def _compared(first: Mapping[str, Any] | None, second: Mapping[str, Any] | None) -> RenderableType | None:

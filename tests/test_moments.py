@@ -438,6 +438,15 @@ def test_standard_errors_of_moments_are_their_formulas() -> None:
     torch.testing.assert_close(got.standard_errors["variance"], ((mu4 - s2.square() * 27 / 29) / 30).sqrt().float())
 
 
+def test_the_standard_error_of_a_probability_is_never_0_by_luck() -> None:
+    """sqrt((s^2 + 1/N) / N), here of logits of which some passes agree."""
+    outputs = draw(30, 4, 3)
+    outputs[:, :2] = outputs[:1, :2]
+    got = predict(Task("classification"), outputs, standard_errors=True)
+    s2 = outputs.double().softmax(-1).var(dim=0)
+    torch.testing.assert_close(got.standard_errors["mean"], ((s2 + 1 / 30) / 30).sqrt().float())
+
+
 @pytest.mark.parametrize("name", ["classification", "binary"])
 @pytest.mark.parametrize("count", [5, 16, 37])
 def test_standard_errors_of_entropies_are_the_jackknife_over_groups(name: str, count: int) -> None:

@@ -213,6 +213,12 @@ def test_passes_for_a_standard_error_of_a_probability():
     assert (0.04 + 1 / n) / n <= 1e-4 < (0.04 + 1 / (n - 1)) / (n - 1)
 
 
+@pytest.mark.parametrize(("task", "said"), [("classification", True), ("regression", False)])
+def test_a_report_says_why_a_probability_takes_100_passes(task, said):
+    text = str(mcdrop.inspect(network(*P, nn.ReLU()), X, X, task=task))
+    assert ("\na probability takes 100 at least: its standard error is sqrt((s^2 + 1/N) / N), never 0" in text) == said
+
+
 def test_the_deterministic_prediction_is_that_of_evaluation_mode():
     model = network(*P, nn.ReLU())
     targets = torch.tensor([0, 1, 0, 1, 0, 1])
