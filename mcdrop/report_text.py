@@ -9,6 +9,7 @@ from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
+from mcdrop.choosing import ALL_ROOT
 from mcdrop.terminal import new_table
 
 if TYPE_CHECKING:
@@ -92,18 +93,14 @@ def _finding(finding: "Finding") -> Iterator[RenderableType]:
     if (left := len(finding.places) - _PLACES) > 0:
         places.append(f"and {left} more")
     lines = [("at", ", ".join(places)), ("why", finding.reason), ("do", finding.advice), ("source", finding.source)]
-    if places == [_place_of_network()]:
+    if places == [ALL_ROOT]:
         lines = lines[1:]
     yield Padding(_grid(lines), (0, 0, 0, 2))
 
 
 def _place(place: "Place") -> str:
     source = "" if place.source is None else f" ({os.path.basename(place.source)})"
-    return f"{place.path or _place_of_network()}{source}"
-
-
-def _place_of_network() -> str:
-    return "(network)"
+    return f"{place}{source}"
 
 
 # ---- sites and cost
@@ -123,7 +120,7 @@ def _sites(report: "Report") -> Iterator[RenderableType]:
     for site in report.sites:
         cells = [
             str(site.index) if site.active else "",
-            site.path or _place_of_network(),
+            site.path or ALL_ROOT,
             site.kind,
             "" if site.p is None else f"{site.p:.4g}",
             " x ".join(map(str, site.shape)) if site.active else f"inactive: {site.reason}",

@@ -46,9 +46,9 @@ class Epoch:
     validation_accuracy: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class History:
-    """What `fit` did.
+    """What `fit` did. Prints as one line.
 
     Attributes:
         epochs: all that were trained.
@@ -59,6 +59,14 @@ class History:
     epochs: tuple[Epoch, ...]
     kept: int
     stopped_early: bool
+
+    def __repr__(self) -> str:
+        best = self.epochs[self.kept - 1]
+        names = ("training_loss", "validation_loss", "validation_accuracy")
+        seen = [(name.replace("_", " "), getattr(best, name)) for name in names]
+        numbers = ", ".join(f"{name} {value:.4g}" for name, value in seen if value is not None)
+        early, plural = ", stopped early" if self.stopped_early else "", "s" if len(self.epochs) > 1 else ""
+        return f"History: {len(self.epochs)} epoch{plural}{early}; weights of epoch {self.kept}: {numbers}"
 
 
 def fit(

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ import mcdrop
 import model_networks
 from mcdrop import api_errors, errors, fields, findings, layers, prediction, sites
 from mcdrop.api import show_model
-from mcdrop.cli import _parser
+from mcdrop.cli import _parser, main
 from mcdrop.client import Client
 from mcdrop.errors import McdropError
 from mcdrop.predictor import MCDropout
@@ -138,7 +139,10 @@ def test_python_blocks_print_what_the_readme_says(printed):
         assert_same_text(found, wanted)
 
 
-@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "py"])
+(MODELS,) = (block for block in BLOCKS if block.language == "py" and "def build(p" in block.text)
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "py" and block is not MODELS])
 def test_blocks_for_other_frameworks_are_python(block):
     """They are not run, since these frameworks are no dependencies."""
     assert "MCDropout" in compile(block.text, "README", "exec").co_names
@@ -181,6 +185,31 @@ COMMANDS = [
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("mcdrop ")])
 def test_mcdrop_commands_parse(command):
     assert _parser().parse_args(shlex.split(command)[1:]).command == shlex.split(command)[1]
+
+
+OF_FILES = [
+    command.strip() + (" --seeds 2 --epochs 1 --num-samples 2" if command.startswith("mcdrop sweep") else "")
+    for command in COMMANDS
+    if re.match(r"mcdrop (inspect|export|predict|sweep) ", command)
+]
+
+
+def test_mcdrop_commands_run_on_the_files_of_the_examples(printed, monkeypatch, capsys):
+    """One after the other, in the folder in which the Python blocks ran."""
+    here = Path.cwd()
+    (here / "my_package").mkdir()
+    (here / "my_package" / "models.py").write_text(MODELS.text)
+    monkeypatch.syspath_prepend(str(here))
+    monkeypatch.setitem(sys.modules, "my_package", None)  # to be put back
+    monkeypatch.setitem(sys.modules, "my_package.models", None)
+    del sys.modules["my_package"], sys.modules["my_package.models"]
+    assert {command.split()[1] for command in OF_FILES} == {"inspect", "export", "predict", "sweep"}
+    for command in OF_FILES:
+        assert main(shlex.split(command)[1:]) == 0, (command, capsys.readouterr().err)
+    exported, python = (MCDropout.load(f"models/{name}") for name in ("mine", "quadrants"))
+    rows = torch.from_numpy(np.load("points.npy"))
+    assert torch.equal(exported.sample(rows, num_samples=4), python.sample(rows, num_samples=4))
+    assert {path.name for path in (here / "sweeps" / "mine").iterdir()} >= {"sweep.txt", "sweep.json"}
 
 
 def test_the_first_screen_has_the_two_commands():

@@ -17,7 +17,7 @@ from mcdrop.errors import InputError, SettingError, TrainingError
 from mcdrop.losses import LOSSES, accuracy
 from mcdrop.mixing import cutmix, mix, mixup
 from mcdrop.threads import fitting_threads, limited_threads
-from mcdrop.training import Epoch, fit
+from mcdrop.training import Epoch, History, fit
 
 
 def network(p=0.5, *, seed=0, outputs=3):
@@ -40,6 +40,18 @@ def weights(model):
 
 def same(first, second):
     return all(torch.equal(first[name], second[name]) for name in first)
+
+
+# ---- its history
+
+
+def test_a_history_prints_as_one_line():
+    epochs = (Epoch(1, 0.5, 0.25, 0.875), Epoch(2, 0.40625, 0.3125, 0.75))
+    assert str(History(epochs, 1, True)) == (
+        "History: 2 epochs, stopped early; weights of epoch 1: "
+        "training loss 0.5, validation loss 0.25, validation accuracy 0.875"
+    )
+    assert str(History((Epoch(1, 0.5),), 1, False)) == "History: 1 epoch; weights of epoch 1: training loss 0.5"
 
 
 # ---- threads

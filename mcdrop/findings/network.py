@@ -40,7 +40,7 @@ def _rows_interact(evidence: Evidence) -> Iterator[tuple[Place, str]]:
     "unknown-randomness",
     "error",
     title="a random operation of unknown law",
-    source="the table of kinds in the README",
+    source="mcdrop.sites.TABLE: the operations whose law is known",
     advice="Write the noise with dropout, bernoulli, uniform or normal draws, or switch it off in evaluation mode.",
 )
 def _unknown_randomness(evidence: Evidence) -> Iterator[tuple[Place, str]]:
@@ -52,7 +52,7 @@ def _unknown_randomness(evidence: Evidence) -> Iterator[tuple[Place, str]]:
     "capture-failed",
     "error",
     title="the network cannot be captured",
-    source="the README: networks that cannot be captured",
+    source="torch.export: one graph for all inputs",
     advice="Rewrite what the reason names.",
 )
 def _capture_failed(evidence: Evidence) -> Iterator[tuple[Place, str]]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from mcdrop.choosing import ALL_ROOT
 from mcdrop.errors import McdropError
 from mcdrop.placement import Placement
 from mcdrop.sites import Site
@@ -21,6 +22,9 @@ class Place:
 
     path: str
     source: str | None = None
+
+    def __str__(self) -> str:
+        return self.path or ALL_ROOT
 
 
 NETWORK = Place("")
