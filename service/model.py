@@ -1,6 +1,7 @@
 """One served model: loading and warming it, checking a request against its limits, the work that answers it."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,12 @@ from typing import Any
 import orjson
 import torch
 
+from mcdrop.prediction import Prediction
 from mcdrop.predictor import MCDropout
 from mcdrop.sampling import Run
 from service import wire
 from service.errors import LimitError, NotReadyError
+from service.outcome import Outcome, arrays
 from service.pace import Pace, timed_slices
 from service.scheduler import Steps
 from service.settings import Settings, raise_limit
@@ -70,7 +73,7 @@ class ServedModel:
             log.info("no example for %s: %s: %s", self.name, type(error).__name__, error)
             return
         self.values_per_row = prediction.mean[0].numel()
-        answer = wire.encode(prediction, wire.PredictRequest.model_validate(content), model=self.name, mc=mc)
+        answer = wire.encode(self._outcome(prediction, wire.PredictRequest.model_validate(content), mc))
         if len(answer) + len(orjson.dumps(content)) <= EXAMPLE_BYTES:
             self.example = Example(content, orjson.loads(answer))
 
@@ -95,11 +98,23 @@ class ServedModel:
         _limit(run.rows * self.values_per_row * copies, settings.max_answer_values, "numbers", "max_answer_values")
         return run
 
-    def answer(self, run: Run, request: wire.PredictRequest) -> Steps[bytes]:
-        """The work of one request, for the scheduler: slices of passes, then the answer's JSON."""
+    def answer(self, run: Run, request: wire.PredictRequest, write: Callable[[Outcome], bytes]) -> Steps[bytes]:
+        """The work of one request, for the scheduler: slices of passes, then the answer in the caller's protocol."""
         mc = self.loaded
         yield from timed_slices(run, mc, self.pace)
-        return wire.encode(run.prediction(), request, model=self.name, mc=mc)
+        return write(self._outcome(run.prediction(), request, mc))
+
+    def _outcome(self, prediction: Prediction, request: wire.PredictRequest, mc: MCDropout) -> Outcome:
+        """The fields that are asked for; computes them, so it belongs on the inference thread."""
+        return Outcome(
+            model=self.name,
+            version=mc.version,
+            num_samples=prediction.num_samples,
+            seed=prediction.seed,
+            fields=arrays(prediction, wire.field_names(request, mc.task)),
+            quantile_levels=prediction.quantile_levels,
+            class_names=mc.task.class_names or (),
+        )
 
     def summary(self) -> dict[str, Any]:
         """One line of GET /v1/models."""

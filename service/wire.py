@@ -5,21 +5,17 @@ fewest digits that give the same number back. JSON has no NaN and no infinity: `
 for the entropy of a regression whose variance is 0 (minus infinity).
 """
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import orjson
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import Tensor
 
 from mcdrop.fields import FIELDS
 from mcdrop.inputs import InputSpec
-from mcdrop.prediction import Prediction
-from mcdrop.predictor import MCDropout
 from mcdrop.tasks import Task
 from service.errors import InvalidRequestError, MalformedBodyError
+from service.outcome import Outcome
 
 ALWAYS = ("mean", "variance", "entropy", "label")  # in every answer, as far as the task has them
 ON_REQUEST = {  # outputs that cost memory or passes, so that a run has to know of them from its start
@@ -45,6 +41,19 @@ class PredictRequest(BaseModel):
         None,
         min_length=1,
         description=f"Levels between 0 and 1 for the output `quantiles`, instead of {list(QUANTILE_LEVELS)}.",
+    )
+    deadline_ms: float | None = Field(
+        None, gt=0, description="Milliseconds from arrival after which the answer is of no use: 504 instead."
+    )
+    allow_partial: bool = Field(
+        False,
+        description="At the deadline, answer from the passes computed so far (at least 2), with `partial` and "
+        "`standard_errors`, instead of 504.",
+    )
+    determinism: Literal["standard", "exact"] = Field(
+        "standard",
+        description="`exact`: the same bits whatever else is served and however rows are batched, at some cost; "
+        "`standard`: the same numbers up to rounding.",
     )
 
     @property
@@ -117,35 +126,28 @@ def check_outputs(request: PredictRequest, task: Task) -> None:
         )
 
 
-def encode(prediction: Prediction, request: PredictRequest, *, model: str, mc: MCDropout) -> bytes:
-    """The answer's bytes. Computes the fields that are asked for, so it belongs on the inference thread."""
+def field_names(request: PredictRequest, task: Task) -> list[str]:
+    """The fields of the answer, in its order."""
+    names = [name for name in ALWAYS if name in FIELDS[task.name]] + list(request.outputs)
+    return list(dict.fromkeys([*names, "quantiles"] if request.quantile_levels else names))
+
+
+def encode(outcome: Outcome) -> bytes:
+    """The answer's bytes."""
     answer: dict[str, Any] = {
-        "model": model,
-        "version": mc.version,
-        "num_samples": prediction.num_samples,
-        "seed": prediction.seed,
+        "model": outcome.model,
+        "version": outcome.version,
+        "num_samples": outcome.num_samples,
+        "seed": outcome.seed,
+        **outcome.fields,
     }
-    names = [name for name in ALWAYS if name in FIELDS[mc.task.name]] + list(request.outputs)
-    if request.quantile_levels:
-        names += ["quantile_levels", "quantiles"]
-    for name in dict.fromkeys(names):
-        answer[name] = _plain(getattr(prediction, name))
-    if mc.task.class_names:
-        answer["class_names"] = mc.task.class_names
+    if outcome.quantile_levels:
+        answer["quantile_levels"] = outcome.quantile_levels
+    if outcome.class_names:
+        answer["class_names"] = outcome.class_names
+    if outcome.partial:
+        answer["partial"] = True
     return orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-def _plain(value: Any) -> Any:
-    """Tensors as arrays that orjson writes, in whatever they are nested."""
-    if isinstance(value, Tensor):
-        if value.is_floating_point() and value.dtype != torch.float64:
-            value = value.float()  # NumPy has no bfloat16
-        return np.ascontiguousarray(value.cpu().numpy())
-    if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    return value
 
 
 def describe_input(spec: InputSpec) -> dict[str, Any]:

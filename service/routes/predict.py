@@ -11,7 +11,7 @@ from service.dependencies import ERRORS, Models
 from service.errors import ClientGoneError, MediaTypeError
 from service.model import ServedModel
 from service.registry import Registry
-from service.wire import PredictAnswer, PredictRequest, decode
+from service.wire import PredictAnswer, PredictRequest, decode, encode
 
 Result = TypeVar("Result")
 
@@ -51,7 +51,7 @@ async def _predict(name: str | None, request: Request, models: Registry) -> Resp
     _check_media_type(request)
     body = await request.body()
     asked, run = await asyncio.to_thread(_read, model, body) if len(body) > _LARGE else _read(model, body)
-    answer = await _unless_gone(request, models.scheduler.finish(model.answer(run, asked)))
+    answer = await _unless_gone(request, models.scheduler.finish(model.answer(run, asked, encode)))
     return Response(answer, media_type="application/json")
 
 

@@ -1,0 +1,50 @@
+"""What a request is answered with, before any protocol writes it: named arrays and how they were obtained."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mcdrop.prediction import Prediction
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A prediction as arrays.
+
+    `fields` holds, in the order of the answer, an array by name (float32, or float64 where the model is; rows first,
+    for `quantiles` and `samples` after the axis of levels or passes); for `standard_errors` arrays by name; for the
+    `samples` of a pair (mean, log variance) a list of two arrays.
+    """
+
+    model: str
+    version: str
+    num_samples: int  # passes really used
+    seed: int
+    fields: Mapping[str, Any]
+    quantile_levels: tuple[float, ...] = ()
+    class_names: Sequence[str] = ()
+    partial: bool = False  # fewer passes than asked for, since the deadline came
+    queue_ms: float = 0.0  # from arrival to the first computation
+    compute_ms: float = 0.0  # of the inference thread, for this request and those computed together with it
+
+
+def arrays(prediction: Prediction, names: Sequence[str]) -> dict[str, Any]:
+    """The named fields of a prediction as arrays. Computes those that were put off."""
+    return {name: _plain(getattr(prediction, name)) for name in dict.fromkeys(names)}
+
+
+def _plain(value: Any) -> Any:
+    """Tensors as arrays, in whatever they are nested."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point() and value.dtype != torch.float64:
+            value = value.float()  # NumPy has no bfloat16
+        return np.ascontiguousarray(value.cpu().numpy())
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value
