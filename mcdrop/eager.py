@@ -274,6 +274,9 @@ class EagerEngine:
     def join(self, prepared: Sequence[list[Tensor]]) -> list[Tensor]:
         return prepared[0]
 
+    def part(self, prepared: Sequence[Tensor], start: int, stop: int) -> list[Tensor]:
+        return list(prepared)
+
     def passes(
         self,
         inputs: Sequence[Tensor],

@@ -34,6 +34,9 @@ class Engine(Protocol):
     def join(self, prepared: Sequence[list[Tensor]]) -> list[Tensor]:
         """What `prepare` gives for several batches, as one batch; several only where `joins` is True."""
 
+    def part(self, prepared: Sequence[Tensor], start: int, stop: int) -> list[Tensor]:
+        """What `prepare` gives for some rows of a batch, as views; only where `joins` is True."""
+
     def passes(
         self,
         inputs: Sequence[Tensor],
@@ -88,6 +91,12 @@ class GraphEngine:
         return [
             each[0] if axis is None else torch.cat(each, axis)
             for axis, each in zip(axes, zip(*prepared, strict=True), strict=True)
+        ]
+
+    def part(self, prepared: Sequence[Tensor], start: int, stop: int) -> list[Tensor]:
+        axes = self.parts.frontier_axes or ()
+        return [
+            x if axis is None else x.narrow(axis, start, stop - start) for axis, x in zip(axes, prepared, strict=True)
         ]
 
     def _rows(self, inputs: Sequence[Tensor], start: int, stop: int) -> list[Tensor]:

@@ -291,22 +291,33 @@ class MCDropout:
         standard_errors: bool = False,
         quantiles: Sequence[float] = (),
         samples: bool = False,
+        exact: bool = False,
     ) -> Run:
         """A run for these inputs, which must stay as they are until it is done: checks them and computes nothing.
 
         Arguments as for a prediction.
-        """
-        return self._start(inputs, num_samples, seed, masks, standard_errors, quantiles, samples)[0]
 
-    def advance(self, runs: Run | Sequence[Run], budget: int | None = None) -> None:
+        A run that is `exact` is computed row by row, by itself and in chunks of fixed size: the answer for a row has
+        the same bits whatever else is computed, at some cost; other answers agree up to rounding.
+        """
+        return self._start(inputs, num_samples, seed, masks, standard_errors, quantiles, samples, exact)[0]
+
+    def split(self, run: Run, rows: int) -> list[Run]:
+        """Runs of at most `rows` rows each that make up `run`, which must not have begun; itself if it is no longer."""
+        return self._sampler.split(run, rows)
+
+    def advance(self, runs: Run | Sequence[Run], budget: int | None = None, batch_sizes: Sequence[int] = ()) -> None:
         """Compute the next `budget` passes of each run, or all that are left; several runs together where they can be.
+
+        With `batch_sizes`, ascending, rows that are computed together are filled up to the next of these sizes with
+        copies, whose results are dropped: a server meets few shapes then.
 
         Raises:
             PassMemoryError: one pass does not fit into memory.
         """
         if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget < 1):
             raise SettingError(f"budget is {budget!r}; give a number of passes, at least 1, or None for all.")
-        self._sampler.advance([runs] if isinstance(runs, Run) else list(runs), budget)
+        self._sampler.advance([runs] if isinstance(runs, Run) else list(runs), budget, batch_sizes)
 
     def warm(self) -> None:
         """Predict once for one row of zeros, so that the first request finds everything ready."""
@@ -327,6 +338,7 @@ class MCDropout:
         standard_errors: bool,
         quantiles: Sequence[float],
         samples: bool,
+        exact: bool = False,
     ) -> tuple[Run, bool]:
         tensors, as_numpy = self.signature.bind(inputs, device=self.device)
         count = self.num_samples if num_samples is None else num_samples
@@ -341,10 +353,18 @@ class MCDropout:
 
         check_levels(levels)  # here: errors belong to the caller, not to the thread that computes
         check_passes(count)
-        return self._run(tensors, num_samples, seed, masks, make), as_numpy
+        kind = (standard_errors, levels, samples)
+        return self._run(tensors, num_samples, seed, masks, make, kind, exact), as_numpy
 
     def _run(
-        self, tensors: list[Tensor], num_samples: int | None, seed: int | None, masks: str | None, make: Any
+        self,
+        tensors: list[Tensor],
+        num_samples: int | None,
+        seed: int | None,
+        masks: str | None,
+        make: Any,
+        kind: Any = None,
+        exact: bool = False,
     ) -> Run:
         count = self.num_samples if num_samples is None else num_samples
         chosen = self.seed if seed is None else seed
@@ -360,6 +380,8 @@ class MCDropout:
             seed=int(chosen),
             masks=mode,
             make_sink=make,
+            kind=kind,
+            exact=exact,
         )
 
     # ---- what an expert would say about it

@@ -1,8 +1,9 @@
-"""Runs: requests in progress, advanced by passes.
+"""The sampler: advances runs by passes, alone and together, within a budget of memory.
 
-`start` makes a run and computes nothing. `advance` computes the prefixes that are missing and then the next passes,
-of one run or of several together, in chunks that fit the memory budget; a run can be asked for its prediction at any
-time, and dropped at any time. A whole prediction is a run advanced until done.
+`advance` computes the prefixes that are missing and then the next passes, of one run or of several. Rows of several
+runs share a prefix whatever their seeds; their passes are computed together where seed, masks and position agree, and
+side by side otherwise. Runs that agree in everything and are finished in one call are computed as one run with more
+rows, down to their statistics. A whole prediction is a run advanced until done.
 
 Rows that are too many for the budget are cut into blocks, which are computed one after the other. Out of memory halves
 the chunk and goes on with the same draws: noise is a function of the pass, not of the chunk.
@@ -12,116 +13,23 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mcdrop.engine import Engine
-from mcdrop.errors import PassMemoryError, SettingError
-from mcdrop.prediction import Prediction, concatenate
+from mcdrop.errors import PassMemoryError
+from mcdrop.memory import free_memory, is_out_of_memory
+from mcdrop.runs import Block, Collector, Run, Share, Sink
 
 __all__ = ["Collector", "Run", "Sampler"]
 
 _CACHE_SHARE = 24 * 2**20  # bytes of activations computed at once: more falls out of the processor's caches
 _STALE = 1.0  # seconds for which an answer about free memory holds
 _HEADROOM = 2.0  # what operations need besides their results, as a factor on the results
-
-
-@runtime_checkable
-class Sink(Protocol):
-    """Takes chunks of outputs (passes, rows, ...) and turns them into something."""
-
-    def update(self, outputs: tuple[Tensor, ...], passes: range) -> None: ...
-
-    def prediction(self, *, seed: int) -> Prediction: ...
-
-
-class Collector:
-    """A sink that keeps the outputs themselves, written once into their place."""
-
-    def __init__(self, num_samples: int) -> None:
-        self.num_samples = num_samples
-        self.values: tuple[Tensor, ...] | None = None
-
-    def update(self, outputs: tuple[Tensor, ...], passes: range) -> None:
-        if self.values is None:
-            self.values = tuple(output.new_empty(self.num_samples, *output.shape[1:]) for output in outputs)
-        for kept, output in zip(self.values, outputs, strict=True):
-            kept[passes.start : passes.stop] = output
-
-    def prediction(self, *, seed: int) -> Prediction:
-        raise SettingError("a run that collects samples has no prediction")
-
-
-@dataclass
-class _Block:
-    """Some rows of a run, their frontier and what is known of them so far."""
-
-    inputs: list[Tensor]
-    rows: Tensor | None  # their indexes in the request, where rows draw for themselves
-    sink: Sink
-    passes: int = 0
-    prepared: list[Tensor] | None = None
-
-
-@dataclass
-class Run:
-    """One request in progress. Belongs to one owner at a time.
-
-    Attributes:
-        num_samples: passes that were asked for.
-        seed: of its noise.
-        rows: number of rows.
-    """
-
-    inputs: list[Tensor]
-    num_samples: int
-    seed: int
-    masks: str
-    rows: int
-    make_sink: Callable[[], Sink]
-    blocks: list[_Block] = field(default_factory=list)
-    budget: int = 0  # bytes, read once: what is free is asked of the system
-
-    @property
-    def passes(self) -> int:
-        """Passes computed so far, for every row."""
-        return min((block.passes for block in self.blocks), default=0)
-
-    @property
-    def done(self) -> bool:
-        """Whether all passes are computed."""
-        return bool(self.blocks) and self.passes >= self.num_samples
-
-    def prediction(self) -> Prediction:
-        """The prediction from the passes computed so far.
-
-        Raises:
-            SettingError: fewer than two passes are computed, so that there is no spread; or an interruption has left
-                some rows with more passes than others.
-        """
-        if self.passes < 2:
-            raise SettingError(
-                f"{self.passes} passes are computed so far and a spread needs at least 2: advance the run further."
-            )
-        most = max(block.passes for block in self.blocks)
-        if most > self.passes:
-            raise SettingError(
-                f"{self.passes} passes are computed of some rows and {most} of others, since the run was interrupted: "
-                "advance it further."
-            )
-        predictions = [block.sink.prediction(seed=self.seed) for block in self.blocks]
-        whole = concatenate(predictions)
-        return whole if self.rows else whole[:0]
-
-    def samples(self) -> tuple[Tensor, ...]:
-        """The collected outputs (samples, rows, ...) of a run whose sink is a `Collector`."""
-        kept: list[Any] = [block.sink for block in self.blocks]
-        parts = list(zip(*(collector.values for collector in kept), strict=True))
-        return tuple((part[0] if len(part) == 1 else torch.cat(part, 1))[:, : self.rows] for part in parts)
+_EXACT_PASSES = 16  # computed at once for a run that is exact
 
 
 class Sampler:
@@ -132,41 +40,102 @@ class Sampler:
         self._asked, self._free = -math.inf, 0  # when the system was asked for its free memory, and its answer
 
     def start(
-        self, inputs: list[Tensor], *, rows: int, num_samples: int, seed: int, masks: str, make_sink: Callable[[], Sink]
+        self,
+        inputs: list[Tensor],
+        *,
+        rows: int,
+        num_samples: int,
+        seed: int,
+        masks: str,
+        make_sink: Callable[[], Sink],
+        kind: Hashable = None,
+        exact: bool = False,
     ) -> Run:
         """A run for checked inputs; computes nothing."""
-        return Run(inputs, num_samples, seed, masks, rows, make_sink)
+        return Run(inputs, num_samples, seed, masks, rows, make_sink, kind, exact=exact)
 
-    def advance(self, runs: Sequence[Run], budget: int | None) -> None:
-        """Compute the next `budget` passes of every run, all that are left if None; together where that is possible."""
+    def split(self, run: Run, rows: int) -> list[Run]:
+        """Runs of at most `rows` rows each, which are this run, not yet begun, together; itself if it is no longer."""
+        if run.rows <= rows or not self.engine.merges:
+            return [run]
+        return [self._rows_of(run, start, min(start + rows, run.rows)) for start in range(0, run.rows, rows)]
+
+    def advance(self, runs: Sequence[Run], budget: int | None, batch_sizes: Sequence[int] = ()) -> None:
+        """Compute the next `budget` passes of every run (all that are left if None), together where that is possible.
+
+        Rows that are computed together are filled up with copies of the last to one of `batch_sizes`, ascending.
+        """
+        waiting = [run for run in {id(run): run for run in runs}.values() if not run.done]
         with plain():
-            self._advance(list({id(run): run for run in runs}.values()), budget)
+            together = self._merged(waiting, budget) if len(waiting) > 1 else {}
+            alone = [run for run in waiting if run not in together]
+            wholes = list(dict.fromkeys(whole for whole, _ in together.values()))
+            self._advance(alone + wholes, budget, batch_sizes)
+            predictions = {whole: whole.prediction() for whole in wholes}
+            for run, (whole, rows) in together.items():
+                run.share = Share(predictions[whole], rows)
 
-    def _advance(self, runs: list[Run], budget: int | None) -> None:
+    # ---- several runs
+
+    def _merged(self, runs: list[Run], budget: int | None) -> dict[Run, tuple[Run, slice]]:
+        """Runs that are finished now and agree in everything, each with the run that they make and its rows in it."""
+        groups: dict[Any, list[Run]] = {}
+        for run in runs:
+            shapes = self._joinable(run)
+            if run.kind is None or shapes is None or run.blocks or (budget is not None and run.num_samples > budget):
+                continue
+            groups.setdefault((run.kind, run.seed, run.masks, run.num_samples, shapes), []).append(run)
+        together = {}
+        for group in groups.values():
+            if len(group) < 2:
+                continue
+            first, edges = group[0], [0, *itertools.accumulate(run.rows for run in group)]
+            inputs = [torch.cat(each) for each in zip(*(run.inputs for run in group), strict=True)]
+            whole = Run(inputs, first.num_samples, first.seed, first.masks, edges[-1], first.make_sink)
+            if first.masks == "independent":
+                whole.numbers = torch.cat([run.numbers_of(0, run.rows) for run in group])  # type: ignore[misc]
+            for run, start, stop in zip(group, edges, edges[1:], strict=False):
+                together[run] = whole, slice(start, stop)
+        return together
+
+    def _advance(self, runs: list[Run], budget: int | None, sizes: Sequence[int]) -> None:
         for run in runs:
             if not run.blocks:
                 run.budget = self._budget()
                 run.blocks = self._blocks(run)
         waiting = [run for run in runs if not run.done]
         if len(waiting) == 1:
-            self._alone(waiting[0], budget)
+            self._alone(waiting[0], budget, sizes)
             return
+        for group in self._grouped(waiting, lambda run: len(run.blocks) < 2 and self._joinable(run)):
+            for fitting in self._fitting(group):
+                self._prepare([run.blocks[0] for run in fitting if len(run.blocks) == 1], fitting[0].budget, sizes)
+                for together in self._grouped(fitting, lambda run: (run.seed, run.masks, run.passes)):
+                    if len(together) > 1:
+                        self._together(together, budget, sizes)
+                    else:
+                        self._alone(together[0], budget, sizes)
+
+    def _joinable(self, run: Run) -> Any:
+        """What rows must have in common to be computed together with those of this run; None if they never can."""
+        if not (self.engine.merges and self.engine.joins and all(self.batched)) or run.rows == 0 or run.exact:
+            return None
+        return tuple(x.shape[1:] for x in run.inputs)
+
+    @staticmethod
+    def _grouped(runs: list[Run], key: Callable[[Run], Any]) -> list[list[Run]]:
+        """Runs with equal keys; one whose key is None or False is by itself."""
         groups: dict[Any, list[Run]] = {}
-        for run in waiting:
-            groups.setdefault(self._group(run), []).append(run)
-        for group in groups.values():
-            for together in self._fitting(group):
-                if len(together) > 1:
-                    self._together(together, budget)
-                else:
-                    self._alone(together[0], budget)
+        for run in runs:
+            groups.setdefault(key(run) or id(run), []).append(run)
+        return list(groups.values())
 
     def _fitting(self, group: list[Run]) -> Iterator[list[Run]]:
         """Runs of one group, so many together as fit the budget with one pass."""
         if len(group) == 1:
             yield group
             return
-        most = max(1, group[0].budget // max(int(self.engine.bytes_per_pass(group[0].inputs) * _HEADROOM), 1))
+        most = self._most_rows(group[0].inputs, group[0].budget)
         together: list[Run] = []
         for run in group:
             if together and sum(other.rows for other in together) + run.rows > most:
@@ -175,34 +144,45 @@ class Sampler:
             together.append(run)
         yield together
 
-    def _group(self, run: Run) -> Any:
-        if not (self.engine.merges and self.engine.joins) or len(run.blocks) > 1 or run.rows == 0:
-            return id(run)
-        shapes = tuple(tuple(x.shape[batched:]) for x, batched in zip(run.inputs, self.batched, strict=True))
-        if not all(self.batched):
-            return id(run)
-        return run.seed, run.masks, run.passes, shapes
-
     # ---- rows into blocks
 
-    def _blocks(self, run: Run) -> list[_Block]:
+    def _blocks(self, run: Run) -> list[Block]:
         inputs = [self._padded(x) if batched else x for x, batched in zip(run.inputs, self.batched, strict=True)]
         count = max(run.rows, 1)
         most = count
         if self.engine.merges and count > 1:
-            most = max(1, run.budget // max(int(self.engine.bytes_per_pass(inputs) * _HEADROOM), 1))
+            most = 1 if run.exact else self._most_rows(inputs, run.budget)
         blocks = []
         for start in range(0, count, most):
             stop = min(start + most, count)
-            part = [x[start:stop] if batched else x for x, batched in zip(inputs, self.batched, strict=True)]
-            rows = torch.arange(start, stop, device="cpu") if run.masks == "independent" else None
-            blocks.append(_Block(part, rows, run.make_sink()))
+            part = inputs if stop - start == count else self._cut(inputs, start, stop)
+            blocks.append(Block(part, stop - start, run.numbers_of(start, stop), run.make_sink()))
         return blocks
+
+    def _rows_of(self, run: Run, start: int, stop: int) -> Run:
+        return Run(
+            self._cut(run.inputs, start, stop),
+            run.num_samples,
+            run.seed,
+            run.masks,
+            stop - start,
+            run.make_sink,
+            run.kind,
+            run.numbers_of(start, stop),
+            run.exact,
+        )
+
+    def _cut(self, inputs: Sequence[Tensor], start: int, stop: int) -> list[Tensor]:
+        return [x[start:stop] if batched else x for x, batched in zip(inputs, self.batched, strict=True)]
 
     @staticmethod
     def _padded(x: Tensor) -> Tensor:
         """An empty batch becomes one row of zeros, whose answer is cut off again."""
         return x if x.shape[0] else x.new_zeros(1, *x.shape[1:])
+
+    def _most_rows(self, inputs: Sequence[Tensor], budget: int) -> int:
+        """Rows of which one pass fits the budget."""
+        return max(1, budget // max(int(self.engine.bytes_per_pass(inputs) * _HEADROOM), 1))
 
     def _budget(self) -> int:
         if self.max_memory is not None:
@@ -212,72 +192,105 @@ class Sampler:
             self._asked, self._free = now, free_memory(getattr(self.engine, "device", torch.device("cpu")))
         return self._free // 4
 
+    # ---- prefixes
+
+    def _prepare(self, blocks: Sequence[Block], budget: int, sizes: Sequence[int]) -> None:
+        """The frontiers that are missing, of all these blocks at once where they can be joined."""
+        missing = [block for block in blocks if block.prepared is None]
+        if not missing:
+            return
+        counts = [block.count for block in missing]
+        inputs = self._batch([block.inputs for block in missing], self._spare(sum(counts), sizes))
+        prepared = self.engine.prepare(inputs, budget)
+        if len(missing) == 1 and missing[0].count == sum(counts) + self._spare(sum(counts), sizes):
+            missing[0].prepared = prepared
+            return
+        edges = [0, *itertools.accumulate(counts)]
+        for block, start, stop in zip(missing, edges, edges[1:], strict=False):
+            block.prepared = self.engine.part(prepared, start, stop)
+
+    def _spare(self, rows: int, sizes: Sequence[int]) -> int:
+        """Rows to add, so that there is one of a few sizes."""
+        if not sizes or not (self.engine.merges and self.engine.joins):
+            return 0
+        return next((size for size in sizes if size >= rows), rows) - rows
+
+    def _batch(self, inputs: Sequence[Sequence[Tensor]], spare: int) -> list[Tensor]:
+        """Inputs of several blocks as one batch, the last row repeated."""
+        if len(inputs) == 1 and not spare:
+            return list(inputs[0])
+        return [
+            torch.cat([*each, *([each[-1][-1:]] * spare)]) if batched else each[0]
+            for batched, each in zip(self.batched, zip(*inputs, strict=True), strict=True)
+        ]
+
     # ---- passes into chunks
 
-    def _alone(self, run: Run, budget: int | None) -> None:
+    def _alone(self, run: Run, budget: int | None, sizes: Sequence[int]) -> None:
         todo = run.num_samples - run.passes
+        if budget is not None and run.exact:
+            budget = -(-budget // _EXACT_PASSES) * _EXACT_PASSES  # the same chunks whatever the budget
         target = run.passes + (todo if budget is None else min(todo, budget))
         for block in run.blocks:
-            self._compute([block], run.seed, max(0, target - block.passes), run.budget)
+            self._compute([block], run, max(0, target - block.passes), sizes)
             if block.passes >= run.num_samples:
                 block.prepared, block.inputs = None, []
             elif len(run.blocks) > 1:
                 block.prepared = None  # the frontiers of all blocks together may be more than the budget
 
-    def _together(self, runs: list[Run], budget: int | None) -> None:
+    def _together(self, runs: list[Run], budget: int | None, sizes: Sequence[int]) -> None:
         """Rows of several runs as one batch, for as many passes as all of them still want; then each goes on alone."""
         shared = min(run.num_samples for run in runs) - runs[0].passes
         todo = shared if budget is None else min(shared, budget)
-        self._compute([run.blocks[0] for run in runs], runs[0].seed, todo, runs[0].budget)
+        self._compute([run.blocks[0] for run in runs], runs[0], todo, sizes)
         left = None if budget is None else budget - todo
         unfinished = [run for run in runs if not run.done]
         if unfinished and left != 0:
-            self._advance(unfinished, left)
+            self._advance(unfinished, left, sizes)
 
-    def _compute(self, blocks: list[_Block], seed: int, todo: int, budget: int) -> None:
-        """The next `todo` passes of blocks that stand at the same pass."""
+    def _compute(self, blocks: list[Block], run: Run, todo: int, sizes: Sequence[int]) -> None:
+        """The next `todo` passes of blocks that stand at the same pass; `run` is one of theirs."""
         if todo == 0:
             return
-        inputs = [
-            torch.cat([block.inputs[i] for block in blocks]) if batched and len(blocks) > 1 else blocks[0].inputs[i]
-            for i, batched in enumerate(self.batched)
-        ]
+        self._prepare(blocks, run.budget, sizes)
+        counts = [block.count for block in blocks]
+        spare = self._spare(sum(counts), sizes)
+        inputs = self._batch([block.inputs for block in blocks], spare)
+        frontiers = [block.prepared for block in blocks if block.prepared is not None]
+        if spare:
+            frontiers += [self.engine.part(frontiers[-1], counts[-1] - 1, counts[-1])] * spare
+        prepared = self.engine.join(frontiers)
         rows = None
-        if blocks[0].rows is not None:
-            rows = torch.cat([block.rows for block in blocks if block.rows is not None])
-        counts = [self._count(block) for block in blocks]
-        for block in blocks:
-            if block.prepared is None:
-                block.prepared = self.engine.prepare(block.inputs, budget)
-        prepared = self.engine.join([block.prepared for block in blocks if block.prepared is not None])
+        if blocks[0].numbers is not None:
+            numbers = [block.numbers for block in blocks if block.numbers is not None]
+            rows = torch.cat([*numbers, *([numbers[-1][-1:]] * spare)])
+        edges = [0, *itertools.accumulate(counts)]
         start, stop = blocks[0].passes, blocks[0].passes + todo
-        chunk = min(todo, self._chunk(inputs, sum(counts), budget))
+        chunk = min(todo, self._chunk(inputs, sum(counts) + spare, run))
         while start < stop:
             passes = range(start, min(start + chunk, stop))
             try:
-                outputs = self.engine.passes(inputs, prepared, passes=passes, seed=seed, rows=rows)
+                outputs = self.engine.passes(inputs, prepared, passes=passes, seed=run.seed, rows=rows)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
+                if run.exact:
+                    raise PassMemoryError(
+                        f"{len(passes)} passes of one row do not fit into memory, and an exact answer takes no fewer "
+                        "at a time. Ask for it without exactness, or use a device with more memory."
+                    ) from error
                 if chunk > 1:
                     chunk //= 2
                     continue
-                outputs = self._halved(inputs, passes, seed, rows, budget, error)
-            edges = [0, *itertools.accumulate(counts)]
+                outputs = self._halved(inputs, passes, run, rows, error)
             for block, low, high in zip(blocks, edges, edges[1:], strict=False):
-                part = outputs if len(blocks) == 1 else tuple(output[:, low:high] for output in outputs)
-                block.sink.update(part, passes)
+                whole = len(blocks) == 1 and not spare
+                block.sink.update(outputs if whole else tuple(output[:, low:high] for output in outputs), passes)
                 block.passes = passes.stop
             start = passes.stop
 
     def _halved(
-        self,
-        inputs: list[Tensor],
-        passes: range,
-        seed: int,
-        rows: Tensor | None,
-        budget: int,
-        error: BaseException,
+        self, inputs: list[Tensor], passes: range, run: Run, rows: Tensor | None, error: BaseException
     ) -> tuple[Tensor, ...]:
         """One pass of rows that do not fit together: of half of them at a time, with the same draws."""
         count = next((x.shape[0] for x, batched in zip(inputs, self.batched, strict=True) if batched), 1)
@@ -288,26 +301,25 @@ class Sampler:
             ) from error
         halves = []
         for part in (slice(0, count // 2), slice(count // 2, count)):
-            some = [x[part] if batched else x for x, batched in zip(inputs, self.batched, strict=True)]
+            some = self._cut(inputs, part.start, part.stop)
             numbers = None if rows is None else rows[part]
             try:
-                prepared = self.engine.prepare(some, budget)
-                halves.append(self.engine.passes(some, prepared, passes=passes, seed=seed, rows=numbers))
+                prepared = self.engine.prepare(some, run.budget)
+                halves.append(self.engine.passes(some, prepared, passes=passes, seed=run.seed, rows=numbers))
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as again:
                 if not is_out_of_memory(again):
                     raise
-                halves.append(self._halved(some, passes, seed, numbers, budget, again))
+                halves.append(self._halved(some, passes, run, numbers, again))
         return tuple(torch.cat(parts, 1) for parts in zip(*halves, strict=True))
 
-    def _count(self, block: _Block) -> int:
-        return next((x.shape[0] for x, batched in zip(block.inputs, self.batched, strict=True) if batched), 1)
-
-    def _chunk(self, inputs: Sequence[Tensor], rows: int, budget: int) -> int:
+    def _chunk(self, inputs: Sequence[Tensor], rows: int, run: Run) -> int:
         """How many passes to compute at once."""
         if not self.engine.merges:
             return 1
+        if run.exact:
+            return _EXACT_PASSES
         each = max(int(self.engine.bytes_per_pass(inputs) * rows), 1)
-        return max(1, min(int(budget / _HEADROOM) // each, max(_CACHE_SHARE // each, 1)))
+        return max(1, min(int(run.budget / _HEADROOM) // each, max(_CACHE_SHARE // each, 1)))
 
 
 @contextlib.contextmanager
@@ -321,24 +333,3 @@ def plain() -> Iterator[None]:
             off.enter_context(torch.inference_mode(False))
         off.enter_context(torch.no_grad())
         yield
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        with open("/proc/meminfo") as facts:
-            for line in facts:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 4 * 2**30  # where the system does not tell
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed. PyTorch's CPU allocator has no class of its own for it, its name in the text."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)

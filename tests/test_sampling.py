@@ -32,6 +32,9 @@ class Counting:
     def join(self, prepared: Sequence[list[Tensor]]) -> list[Tensor]:
         return [torch.cat([each[0] for each in prepared])]
 
+    def part(self, prepared: Sequence[Tensor], start: int, stop: int) -> list[Tensor]:
+        return [prepared[0][start:stop]]
+
     def passes(
         self, inputs: Sequence[Tensor], prepared: Sequence[Tensor], *, passes: range, seed: int, rows: Tensor | None
     ) -> tuple[Tensor, ...]:
@@ -48,11 +51,11 @@ def sampler(engine: Any, max_memory: int | None = 10**6) -> Sampler:
     return Sampler(engine, [True], max_memory)
 
 
-def begin(of: Sampler, x: Tensor, num_samples: int, masks: str = "shared") -> Run:
+def begin(of: Sampler, x: Tensor, num_samples: int, *, seed: int = 0, exact: bool = False) -> Run:
     def sink() -> Any:
         return accumulator(Task("raw"), num_samples=num_samples)
 
-    return of.start([x], rows=len(x), num_samples=num_samples, seed=0, masks=masks, make_sink=sink)
+    return of.start([x], rows=len(x), num_samples=num_samples, seed=seed, masks="shared", make_sink=sink, exact=exact)
 
 
 def assert_counted(run: Run, x: Tensor, passes: int) -> None:
@@ -288,3 +291,115 @@ def test_an_interrupted_run_goes_on_and_does_not_call_unequal_rows_a_prediction(
     engine.passes = compute  # type: ignore[method-assign]
     of.advance([run], None)
     assert_counted(run, x, 10)
+
+
+def test_runs_that_agree_in_everything_are_computed_as_one() -> None:
+    x = torch.randn(6, 4)
+    mc = MCDropout(nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.4), nn.Linear(8, 3)), x, task="classification")
+    for masks in ("shared", "independent"):
+        runs = [mc.start(x[i : i + 2], num_samples=10, masks=masks, standard_errors=True) for i in (0, 2, 4)]
+        mc.advance(runs, 10)
+        assert all(run.done and run.share is not None for run in runs)
+        assert len({id(run.share.whole) for run in runs if run.share}) == 1
+        for run in runs:
+            alone = mc(run.inputs[0], num_samples=10, masks=masks, standard_errors=True)
+            torch.testing.assert_close(run.prediction().to_dict(), alone.to_dict(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "other", [{"seed": 1}, {"num_samples": 9}, {"masks": "independent"}, {"quantiles": (0.5,)}, {"exact": True}]
+)
+def test_runs_that_differ_are_not_computed_as_one(other: dict[str, Any]) -> None:
+    x = torch.randn(2, 4)
+    mc = MCDropout(nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.4)), x, task="raw")
+    runs = [mc.start(x, **{"num_samples": 10, **keywords}) for keywords in ({}, other)]
+    mc.advance(runs)
+    assert all(run.done and run.share is None for run in runs)
+    keywords = {"num_samples": 10, **other}
+    keywords.pop("exact", None)
+    torch.testing.assert_close(runs[1].prediction().to_dict(), mc(x, **keywords).to_dict(), rtol=1e-5, atol=1e-6)
+
+
+def test_runs_that_are_not_finished_now_are_not_computed_as_one() -> None:
+    x = torch.randn(2, 4)
+    mc = MCDropout(nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.4)), x, task="raw")
+    runs = [mc.start(x, num_samples=10), mc.start(x, num_samples=10)]
+    mc.advance(runs, 9)
+    assert [run.passes for run in runs] == [9, 9]
+    assert all(run.share is None for run in runs)
+
+
+def test_seeds_share_a_prefix_and_not_their_passes() -> None:
+    engine = Counting()
+    of, x = sampler(engine), torch.randn(2, 2)
+    runs = [begin(of, x, 8, seed=seed) for seed in (1, 2, 3)]
+    of.advance(runs, 4)
+    assert engine.prepared == 1
+    assert engine.asked == [(2, range(4))] * 3
+
+
+def test_few_sizes_of_batch() -> None:
+    engine = Counting()
+    of = sampler(engine)
+    inputs = [torch.randn(rows, 2) for rows in (1, 3, 2, 1)]
+    runs = [begin(of, x, 6, seed=seed) for x, seed in zip(inputs, (0, 0, 1, 2), strict=True)]
+    of.advance(runs, 4, batch_sizes=(1, 2, 8))
+    of.advance(runs, None, batch_sizes=(1, 2, 8))
+    assert {rows for rows, _ in engine.asked} == {1, 2, 8}
+    for run, x in zip(runs, inputs, strict=True):
+        assert_counted(run, x, 6)
+
+
+@pytest.mark.parametrize("masks", ["shared", "independent"])
+def test_filled_up_rows_change_nothing(masks: str) -> None:
+    x = torch.randn(3, 1, 8, 8)
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Dropout2d(0.5), nn.Conv2d(4, 2, 3), nn.Flatten())
+    mc = MCDropout(network, x, task="raw")
+    run = mc.start(x, num_samples=12, masks=masks)
+    mc.advance(run, batch_sizes=(8,))
+    torch.testing.assert_close(run.prediction().to_dict(), mc(x, num_samples=12, masks=masks).to_dict())
+
+
+@pytest.mark.parametrize("masks", ["shared", "independent"])
+def test_a_run_can_be_split_by_rows(masks: str) -> None:
+    x = torch.randn(7, 4)
+    mc = MCDropout(nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.4)), x, task="raw")
+    runs = mc.split(mc.start(x, num_samples=6, masks=masks), 3)
+    assert [run.rows for run in runs] == [3, 3, 1]
+    for run in reversed(runs):
+        mc.advance(run)
+    whole = mc(x, num_samples=6, masks=masks)
+    torch.testing.assert_close(torch.cat([run.prediction().mean for run in runs]), whole.mean)
+    assert mc.split(runs[0], 3) == [runs[0]]
+
+
+@pytest.mark.parametrize("masks", ["shared", "independent"])
+def test_exact_answers_have_the_same_bits_in_any_company(masks: str) -> None:
+    x = torch.randn(5, 300)
+    network = nn.Sequential(nn.Linear(300, 200), nn.Dropout(0.5), nn.Linear(200, 200), nn.Tanh(), nn.Linear(200, 10))
+    mc = MCDropout(network, x, task="classification")
+
+    def answers(budget: int | None, company: int) -> Any:
+        run = mc.start(x, num_samples=50, masks=masks, exact=True)
+        others = [mc.start(x[:3], num_samples=50, masks=masks) for _ in range(company)]
+        while not run.done:
+            mc.advance([*others, run], budget)
+        return run.prediction()
+
+    first = answers(None, 0)
+    for budget, company in ((3, 0), (17, 2), (None, 3)):
+        again = answers(budget, company)
+        assert torch.equal(first.mean, again.mean)
+        assert torch.equal(first.variance, again.variance)
+        assert torch.equal(first.entropy, again.entropy)
+    if masks == "shared":
+        alone = mc.start(x[2:3], num_samples=50, exact=True)
+        mc.advance(alone)
+        assert torch.equal(alone.prediction().mean[0], first.mean[2])
+
+
+def test_an_exact_run_that_does_not_fit_says_so() -> None:
+    of, x = sampler(Counting(most=3)), torch.randn(2, 2)
+    run = begin(of, x, 8, exact=True)
+    with pytest.raises(PassMemoryError, match="exact"):
+        of.advance([run], None)
