@@ -57,10 +57,14 @@ class Block:
 
 
 class Share(NamedTuple):
-    """The prediction of several runs that were computed as one, and which of its rows are this run's."""
+    """The prediction of several runs that were computed as one, and which of its rows are this run's.
+
+    `derived` is one dict for all of them: what one has made of the whole, others need not make again.
+    """
 
     whole: Prediction
     rows: slice
+    derived: dict[Any, Any]
 
 
 @dataclass(eq=False)
@@ -129,6 +133,16 @@ class Run:
         kept: list[Any] = [block.sink for block in self.blocks]
         parts = list(zip(*(collector.values for collector in kept), strict=True))
         return tuple((part[0] if len(part) == 1 else torch.cat(part, 1))[:, : self.rows] for part in parts)
+
+    @property
+    def begun(self) -> bool:
+        """Whether what is computed once per row is at hand."""
+        return any(block.prepared is not None for block in self.blocks)
+
+    def pause(self) -> None:
+        """Give back the memory of what is computed once per row; the next advance computes it again."""
+        for block in self.blocks:
+            block.prepared = None
 
     def numbers_of(self, start: int, stop: int) -> Tensor | None:
         """The numbers of some rows in their request, where rows draw for themselves; else None."""

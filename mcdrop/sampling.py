@@ -22,6 +22,7 @@ from torch import Tensor
 from mcdrop.engine import Engine
 from mcdrop.errors import PassMemoryError
 from mcdrop.memory import free_memory, is_out_of_memory
+from mcdrop.prediction import Prediction
 from mcdrop.runs import Block, Collector, Run, Share, Sink
 
 __all__ = ["Collector", "Run", "Sampler"]
@@ -71,9 +72,12 @@ class Sampler:
             alone = [run for run in waiting if run not in together]
             wholes = list(dict.fromkeys(whole for whole, _ in together.values()))
             self._advance(alone + wholes, budget, batch_sizes)
-            predictions = {whole: whole.prediction() for whole in wholes}
+            predictions: dict[Run, tuple[Prediction, dict[Any, Any]]] = {
+                whole: (whole.prediction(), {}) for whole in wholes
+            }
             for run, (whole, rows) in together.items():
-                run.share = Share(predictions[whole], rows)
+                prediction, derived = predictions[whole]
+                run.share = Share(prediction, rows, derived)
 
     # ---- several runs
 
@@ -201,13 +205,27 @@ class Sampler:
             return
         counts = [block.count for block in missing]
         inputs = self._batch([block.inputs for block in missing], self._spare(sum(counts), sizes))
-        prepared = self.engine.prepare(inputs, budget)
+        prepared = self._frontier(inputs, budget)
         if len(missing) == 1 and missing[0].count == sum(counts) + self._spare(sum(counts), sizes):
             missing[0].prepared = prepared
             return
         edges = [0, *itertools.accumulate(counts)]
         for block, start, stop in zip(missing, edges, edges[1:], strict=False):
             block.prepared = self.engine.part(prepared, start, stop)
+
+    def _frontier(self, inputs: Sequence[Tensor], budget: int) -> list[Tensor]:
+        """What the engine prepares; out of memory, in half of the budget."""
+        try:
+            return self.engine.prepare(inputs, budget)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if budget > 0 and self.engine.joins:
+                return self._frontier(inputs, budget // 2)
+            raise PassMemoryError(
+                "what is computed once for each row does not fit into memory. Send fewer rows at a time, use a device "
+                "with more memory, a smaller input, or dtype=torch.bfloat16."
+            ) from error
 
     def _spare(self, rows: int, sizes: Sequence[int]) -> int:
         """Rows to add, so that there is one of a few sizes."""
@@ -304,7 +322,7 @@ class Sampler:
             some = self._cut(inputs, part.start, part.stop)
             numbers = None if rows is None else rows[part]
             try:
-                prepared = self.engine.prepare(some, run.budget)
+                prepared = self._frontier(some, run.budget)
                 halves.append(self.engine.passes(some, prepared, passes=passes, seed=run.seed, rows=numbers))
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as again:
                 if not is_out_of_memory(again):

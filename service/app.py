@@ -17,7 +17,7 @@ from mcdrop.errors import McdropError
 from service.errors import problem
 from service.middleware import Door
 from service.registry import Registry
-from service.routes import health, models, predict
+from service.routes import health, models, predict, stream
 from service.settings import Settings, load_settings
 
 log = logging.getLogger("service.app")
@@ -44,6 +44,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.registry = Registry(settings)
     app.include_router(predict.router)
+    app.include_router(stream.router)
     app.include_router(models.router)
     app.include_router(health.router)
     app.add_exception_handler(HTTPException, _answer)  # the rest goes up to the door by itself

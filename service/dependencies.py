@@ -8,7 +8,8 @@ from service.registry import Registry
 from service.wire import Problem
 
 
-def _registry(request: Request) -> Registry:
+async def _registry(request: Request) -> Registry:
+    """Async, since FastAPI sends a plain function to a thread and back."""
     registry: Registry = request.app.state.registry
     return registry
 

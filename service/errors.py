@@ -65,9 +65,19 @@ class NotReadyError(McdropError, RuntimeError):
 
 
 class OverloadedError(McdropError, RuntimeError):
-    """As many requests wait as the server holds."""
+    """As much work waits as the server holds; `retry_after` is how many seconds it takes."""
 
     code = "overloaded"
+
+    def __init__(self, message: str, *, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DeadlineError(McdropError, TimeoutError):
+    """The request's deadline came before its answer."""
+
+    code = "deadline-exceeded"
 
 
 class ClientGoneError(McdropError, ConnectionError):
@@ -97,10 +107,11 @@ TABLE: dict[type[BaseException], Row] = {
     LimitError: Row(422),
     InputError: Row(422),
     SettingError: Row(422),
-    OverloadedError: Row(429, headers=AGAIN),
+    OverloadedError: Row(429),
     ClientGoneError: Row(499),
     ClientDisconnect: Row(499, "client-gone"),  # starlette's, while the body is being read
     NotReadyError: Row(503, headers=AGAIN),
+    DeadlineError: Row(504),
     PassMemoryError: Row(503, headers=NOT_AGAIN),
     torch.OutOfMemoryError: Row(503, "out-of-memory", headers=NOT_AGAIN),
     MemoryError: Row(503, "out-of-memory", headers=NOT_AGAIN),
@@ -120,7 +131,10 @@ def problem(error: BaseException, scope: Scope) -> Response:
         sentence = f"The server failed in a way it did not foresee. Its log has the details under {request_id(scope)}."
         return _render(scope, 500, "internal-error", sentence, {})
     code = row.code or str(getattr(error, "code", "internal-error"))
-    return _render(scope, row.status, code, str(error), dict(row.headers))
+    headers = dict(row.headers)
+    if isinstance(error, OverloadedError):
+        headers |= {"Retry-After": str(error.retry_after), "retry-after-ms": str(error.retry_after * 1000)}
+    return _render(scope, row.status, code, str(error), headers)
 
 
 def request_id(scope: Scope) -> str:

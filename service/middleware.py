@@ -34,8 +34,8 @@ class Door:
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
-        started = time.perf_counter()
+        started = time.monotonic()
+        scope.setdefault("state", {}).update(request_id=request_id, arrived=started)
         status = 0
 
         async def send_with_id(message: Message) -> None:
@@ -53,7 +53,7 @@ class Door:
                 await response(scope, receive, send_with_id)
         finally:
             level = logging.DEBUG if scope["path"].startswith("/health/") else logging.INFO
-            milliseconds = (time.perf_counter() - started) * 1000
+            milliseconds = (time.monotonic() - started) * 1000
             path = urllib.parse.quote(scope["path"])  # no line breaks in the log
             access.log(level, "%s %s %d %.1f ms [%s]", scope["method"], path, status, milliseconds, request_id)
 

@@ -1,7 +1,9 @@
 """One served model: loading and warming it, checking a request against its limits, the work that answers it."""
 
+import asyncio
+import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,12 @@ import torch
 
 from mcdrop.prediction import Prediction
 from mcdrop.predictor import MCDropout
-from mcdrop.sampling import Run
+from mcdrop.runs import Run, Share
 from service import wire
 from service.errors import LimitError, NotReadyError
+from service.jobs import Job
 from service.outcome import Outcome, arrays
-from service.pace import Pace, timed_slices
+from service.pace import Pace, calibrate
 from service.scheduler import Steps
 from service.settings import Settings, raise_limit
 
@@ -54,7 +57,7 @@ class ServedModel:
         return self.mc
 
     def load(self) -> Steps[None]:
-        """Read the folder, run the model once, keep the answer as the documentation's example."""
+        """Read the folder, warm every batch size up, keep an answer as the documentation's example."""
         mc = MCDropout.load(self.folder, device=self.device, max_memory=self.settings.max_memory)
         yield
         mc.warm()
@@ -67,13 +70,17 @@ class ServedModel:
         content = {"inputs": inputs if len(inputs) > 1 else next(iter(inputs.values())), "num_samples": 32, "seed": 0}
         try:
             run = mc.start(content["inputs"], num_samples=32, seed=0)
-            yield from timed_slices(run, mc, self.pace)
+            yield from calibrate(mc, self.pace, run.inputs)
+            while not run.done:
+                mc.advance(run, 1)
+                yield
             prediction = run.prediction()
         except Exception as error:  # made-up values need not suit every network
             log.info("no example for %s: %s: %s", self.name, type(error).__name__, error)
             return
         self.values_per_row = prediction.mean[0].numel()
-        answer = wire.encode(self._outcome(prediction, wire.PredictRequest.model_validate(content), mc))
+        names = wire.field_names(wire.PredictRequest.model_validate(content), mc.task)
+        answer = wire.encode(self._outcome(prediction, names, mc, None))
         if len(answer) + len(orjson.dumps(content)) <= EXAMPLE_BYTES:
             self.example = Example(content, orjson.loads(answer))
 
@@ -90,6 +97,7 @@ class ServedModel:
             standard_errors="standard_errors" in request.outputs,
             quantiles=request.quantile_levels,
             samples="samples" in request.outputs,
+            exact=request.determinism == "exact",
         )
         _limit(run.rows, settings.max_rows, "rows", "max_rows")
         _limit(run.rows * num_samples, settings.max_cost, "rows x passes", "max_cost")
@@ -98,22 +106,52 @@ class ServedModel:
         _limit(run.rows * self.values_per_row * copies, settings.max_answer_values, "numbers", "max_answer_values")
         return run
 
-    def answer(self, run: Run, request: wire.PredictRequest, write: Callable[[Outcome], bytes]) -> Steps[bytes]:
-        """The work of one request, for the scheduler: slices of passes, then the answer in the caller's protocol."""
-        mc = self.loaded
-        yield from timed_slices(run, mc, self.pace)
-        return write(self._outcome(run.prediction(), request, mc))
+    def job(
+        self,
+        request: wire.PredictRequest,
+        write: Callable[[Outcome], bytes],
+        *,
+        arrived: float,
+        estimate: Callable[[bytes], None] | None = None,
+    ) -> Job:
+        """The work of one request, whose answer `write` puts into the caller's protocol. `arrived` is monotonic.
 
-    def _outcome(self, prediction: Prediction, request: wire.PredictRequest, mc: MCDropout) -> Outcome:
+        With `estimate`, which is told the answer from fewer passes now and then, all have standard errors.
+        """
+        if (estimate is not None or request.allow_partial) and "standard_errors" not in request.outputs:
+            request = request.model_copy(update={"outputs": [*request.outputs, "standard_errors"]})
+        mc = self.loaded
+        names = wire.field_names(request, mc.task)
+
+        def finish(result: Prediction | Share, job: Job) -> bytes:
+            return write(self._outcome(result, names, mc, job))
+
+        return Job(
+            mc=mc,
+            pace=self.pace,
+            start=functools.partial(self.start, request),
+            finish=finish,
+            future=asyncio.get_running_loop().create_future(),
+            arrived=arrived,
+            deadline=None if request.deadline_ms is None else arrived + request.deadline_ms / 1000,
+            allow_partial=request.allow_partial,
+            estimate=estimate,
+        )
+
+    def _outcome(self, result: Prediction | Share, names: Sequence[str], mc: MCDropout, job: Job | None) -> Outcome:
         """The fields that are asked for; computes them, so it belongs on the inference thread."""
+        prediction = result if isinstance(result, Prediction) else result.whole
         return Outcome(
             model=self.name,
             version=mc.version,
             num_samples=prediction.num_samples,
             seed=prediction.seed,
-            fields=arrays(prediction, wire.field_names(request, mc.task)),
+            fields=arrays(result, names),
             quantile_levels=prediction.quantile_levels,
             class_names=mc.task.class_names or (),
+            partial=job is not None and job.partial,
+            queue_ms=0.0 if job is None else job.queue_ms,
+            compute_ms=0.0 if job is None else job.computed * 1000,
         )
 
     def summary(self) -> dict[str, Any]:

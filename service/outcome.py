@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 
 from mcdrop.prediction import Prediction
+from mcdrop.runs import Share
+
+ROWS_SECOND = ("samples", "quantiles")  # fields whose first axis are passes or levels
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,23 @@ class Outcome:
     compute_ms: float = 0.0  # of the inference thread, for this request and those computed together with it
 
 
-def arrays(prediction: Prediction, names: Sequence[str]) -> dict[str, Any]:
-    """The named fields of a prediction as arrays. Computes those that were put off."""
-    return {name: _plain(getattr(prediction, name)) for name in dict.fromkeys(names)}
+def arrays(result: Prediction | Share, names: Sequence[str]) -> dict[str, Any]:
+    """The named fields of a prediction as arrays. Computes those that were put off, once for all who share it."""
+    if isinstance(result, Prediction):
+        return {name: _plain(getattr(result, name)) for name in names}
+    for name in names:
+        if name not in result.derived:
+            result.derived[name] = _plain(getattr(result.whole, name))
+    return {name: _rows(result.derived[name], result.rows, name in ROWS_SECOND) for name in names}
+
+
+def _rows(value: Any, rows: slice, rows_second: bool) -> Any:
+    """Some rows of an array, in whatever it is nested."""
+    if isinstance(value, Mapping):
+        return {name: _rows(item, rows, rows_second) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_rows(item, rows, rows_second) for item in value]
+    return np.ascontiguousarray(value[:, rows] if rows_second else value[rows])
 
 
 def _plain(value: Any) -> Any:

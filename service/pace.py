@@ -1,55 +1,108 @@
-"""Runs in slices: how many passes to compute before somebody else has a turn."""
+"""What computing costs: predicted seconds of a model's prefix and passes, by number of rows.
+
+A slice of work is what one model computes before others have their turn. Rows that are computed together are filled up
+to one of a few batch sizes, powers of two: each new shape costs PyTorch memory, and these are measured before the first
+request. What is measured while serving corrects the prediction by a factor for each shape of a row.
+"""
 
 import time
-from collections.abc import Generator
+from collections import OrderedDict
+from collections.abc import Generator, Hashable, Sequence
+from typing import Any
 
 import torch
 
-from mcdrop.errors import InputError
 from mcdrop.predictor import MCDropout
-from mcdrop.sampling import Run
 
 SLICE_SECONDS = 0.05  # a person does not notice it, and PyTorch's cost per call disappears in it
+MOST_ROWS = 256  # computed together: more gains nothing on the networks tried
+_GUESS = 1e-4  # seconds for a row or a pass of it, before anything is known
+_SHAPES = 64  # of rows, whose factors are kept
 
 
 class Pace:
-    """How many passes fit into one slice, learned from the slices before."""
+    """Predicted seconds for one model."""
 
     def __init__(self) -> None:
-        self._seconds_per_cost: float | None = None  # cost is rows x passes
+        self._measured: dict[int, tuple[float, float]] = {}  # batch size -> seconds of its prefix, of a pass
+        self._factors: OrderedDict[Hashable, float] = OrderedDict()
 
-    def passes(self, *, rows: int) -> int:
-        """Passes of `rows` rows for the next slice: a power of two, since each new batch size costs PyTorch memory."""
-        if self._seconds_per_cost is None:
-            return 8
-        fitting = SLICE_SECONDS / (self._seconds_per_cost * max(rows, 1))
-        return int(2 ** max(0, int(min(fitting, 2.0**20)).bit_length() - 1))
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """What rows are filled up to, ascending."""
+        return tuple(self._measured) or (1,)
 
-    def learn(self, *, rows: int, passes: float, seconds: float) -> None:
-        """Take into account that `passes` passes of `rows` rows took `seconds`."""
-        seconds_per_cost = max(seconds, 1e-9) / (max(rows, 1) * passes)
-        before = seconds_per_cost if self._seconds_per_cost is None else self._seconds_per_cost
-        self._seconds_per_cost = (before + seconds_per_cost) / 2
+    @property
+    def most_rows(self) -> int:
+        """Rows that are computed together at most."""
+        return self.batch_sizes[-1]
+
+    def prefix(self, rows: int, shape: Hashable = None) -> float:
+        """Predicted seconds of what is computed once for each of some rows."""
+        return self._at(rows)[0] * self._factors.get(shape, 1.0)
+
+    def each(self, rows: int, shape: Hashable = None) -> float:
+        """Predicted seconds of one pass of some rows."""
+        return self._at(rows)[1] * self._factors.get(shape, 1.0)
+
+    def measure(self, rows: int, *, prefix: float, each: float) -> None:
+        """Note what a batch size costs; sizes come in ascending order."""
+        self._measured[rows] = max(prefix, 0.0), max(each, 1e-9)
+
+    def learn(self, predicted: float, seconds: float, *, shape: Hashable = None) -> None:
+        """Take into account that what was predicted to take some seconds took others."""
+        factor = self._factors.pop(shape, 1.0)
+        ratio = min(max(seconds / max(predicted, 1e-9), 1e-3), 1e3)
+        self._factors[shape] = factor * ratio**0.25 if 0.5 < ratio < 2 else factor * ratio**0.5
+        if len(self._factors) > _SHAPES:
+            self._factors.popitem(last=False)
+
+    def _at(self, rows: int) -> tuple[float, float]:
+        if rows <= 0:
+            return 0.0, 0.0
+        if not self._measured:
+            return _GUESS * rows, _GUESS * rows
+        for size, seconds in self._measured.items():
+            if size >= rows:
+                return seconds
+        most = self.most_rows
+        prefix, each = self._measured[most]
+        return prefix * rows / most, each * rows / most
 
 
-def timed_slices(run: Run, mc: MCDropout, pace: Pace) -> Generator[None]:
-    """Advance `run` until it is done, a slice at a time."""
-    while not run.done:
-        before, started = _computed(run), time.perf_counter()
-        try:
-            mc.advance(run, pace.passes(rows=run.rows))
-        except IndexError as error:  # what an embedding raises; the rules for inputs do not know its size
-            raise InputError(
-                f"The network cannot compute with these inputs: {error}. "
-                "Whole numbers that select something (token ids) have to be in its range."
-            ) from error
-        if mc.device.type == "cuda":
-            torch.cuda.synchronize(mc.device)  # launched is not computed
-        pace.learn(rows=run.rows, passes=_computed(run) - before, seconds=time.perf_counter() - started)
-        if not run.done:
+def calibrate(mc: MCDropout, pace: Pace, example: Sequence[torch.Tensor]) -> Generator[None]:
+    """Measure batch sizes, which warms them up too, until one pass fills a slice. `example` has one row per input."""
+    size, expected = 1, 0.0
+    while size <= MOST_ROWS and expected <= SLICE_SECONDS / 2:
+        inputs = tuple(
+            x.repeat(size, *[1] * (x.ndim - 1)) if spec.batched else x
+            for x, spec in zip(example, mc.signature.inputs, strict=True)
+        )
+        if size > 1 and len(mc.split(mc.start(inputs), 1)) == 1:
+            return  # rows have to stay together
+        each, prefix = 0.0, 0.0
+        for _ in range(2):  # the first time is slower
+            run = mc.start(inputs, num_samples=max(mc.num_samples, 2))
+            began = _timed(mc, run, 1)
             yield
+            passes = max(1, min(run.num_samples - 1, int(SLICE_SECONDS / max(expected, began, 1e-6))))
+            each = _timed(mc, run, passes) / passes
+            prefix = began - each
+            yield
+        pace.measure(size, prefix=prefix, each=each)
+        expected = 2 * (max(prefix, 0.0) + each)
+        size *= 2
 
 
-def _computed(run: Run) -> float:
-    """Passes computed so far, on average over the blocks into which a run with many rows is cut."""
-    return sum(block.passes for block in run.blocks) / max(len(run.blocks), 1)
+def _timed(mc: MCDropout, run: Any, passes: int) -> float:
+    """Seconds that the next passes of a run take."""
+    started = time.perf_counter()
+    mc.advance(run, passes)
+    if mc.device.type == "cuda":
+        torch.cuda.synchronize(mc.device)  # launched is not computed
+    return time.perf_counter() - started
+
+
+def power_of_two(number: float) -> int:
+    """The greatest power of two that is at most this number, and at least 1."""
+    return int(2 ** max(0, int(min(number, 2.0**30)).bit_length() - 1))

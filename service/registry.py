@@ -4,6 +4,7 @@ A model folder has a `model.json`; `models` is one such folder or a folder of th
 called like its folder.
 """
 
+import functools
 import logging
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ from mcdrop.bundle import FILES, read_meta
 from mcdrop.errors import SettingError
 from service.errors import NotReadyError, UnknownModelError
 from service.model import ServedModel
+from service.quota import set_threads
 from service.scheduler import Scheduler
 from service.settings import Settings, raise_limit
 
@@ -33,7 +35,12 @@ class Registry:
             name: ServedModel(name, folder, device, settings) for name, folder in find_models(settings).items()
         }
         self.default = self._default_name()
-        self.scheduler = Scheduler(max_pending=settings.max_pending, threads=settings.threads)
+        self.scheduler = Scheduler(
+            max_pending=settings.max_pending,
+            max_pending_seconds=settings.max_pending_seconds,
+            stuck_seconds=settings.stuck_after,
+            prepare=functools.partial(set_threads, settings.threads),
+        )
         self.draining = False
         self.failure: Exception | None = None
 
@@ -66,7 +73,7 @@ class Registry:
         """Load and warm every model on the inference thread. Raises what the first faulty one raises."""
         for model in self.models.values():
             try:
-                await self.scheduler.finish(model.load())
+                await self.scheduler.run(model.load())
             except Exception as error:
                 self.failure = error
                 raise

@@ -72,7 +72,14 @@ class Settings(BaseSettings):
     max_answer_values: int = Field(
         10_000_000, ge=1, description="Numbers in one answer; samples and quantiles keep those of every pass."
     )
-    max_pending: int = Field(64, ge=1, description="Requests that wait or are computed; one more is answered 429.")
+    max_pending: int = Field(1024, ge=1, description="Requests that wait or are computed; one more is answered 429.")
+    max_pending_seconds: float = Field(
+        30, gt=0, description="Predicted seconds of computing that may wait; a request beyond them is answered 429."
+    )
+    stuck_after: float = Field(
+        300, gt=0, description="Seconds of one slice of work after which /health/live turns 503, to be restarted."
+    )
+    stream_heartbeat: float = Field(15, gt=0, description="Seconds of silence after which a stream sends a comment.")
 
     @classmethod
     def settings_customise_sources(

@@ -1,5 +1,6 @@
 """Runs: started without work, advanced alone and together, in chunks and blocks, surviving memory that runs out."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -403,3 +404,21 @@ def test_an_exact_run_that_does_not_fit_says_so() -> None:
     run = begin(of, x, 8, exact=True)
     with pytest.raises(PassMemoryError, match="exact"):
         of.advance([run], None)
+
+
+def test_out_of_memory_before_the_first_pass_takes_fewer_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(16, 30)
+    mc = MCDropout(nn.Sequential(nn.Linear(30, 50), nn.Tanh(), nn.Dropout(0.4)), x, task="raw")
+    whole = mc(x)
+    prefix = mc._engine.parts.prefix
+
+    def scarce(inputs: Tensor, most: int) -> Any:
+        if len(inputs) > most:
+            raise torch.OutOfMemoryError("no room")
+        return prefix(inputs)
+
+    monkeypatch.setattr(mc._engine, "parts", dataclasses.replace(mc._engine.parts, prefix=lambda x: scarce(x, 3)))
+    torch.testing.assert_close(mc(x).mean, whole.mean)
+    monkeypatch.setattr(mc._engine, "parts", dataclasses.replace(mc._engine.parts, prefix=lambda x: scarce(x, 0)))
+    with pytest.raises(PassMemoryError, match="once for each row"):
+        mc(x)

@@ -1,37 +1,52 @@
-"""Slices: long enough for PyTorch, short enough for whoever waits."""
+"""What computing costs: measured by batch size, corrected while serving."""
 
-import numpy as np
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.pace import SLICE_SECONDS, Pace, timed_slices
+from service.pace import MOST_ROWS, Pace, calibrate, power_of_two
 from serving import model
 
 
-@given(rows=st.integers(0, 10_000), passes=st.integers(1, 10_000), seconds=st.floats(0, 1e3, allow_nan=False))
-def test_a_slice_is_a_power_of_two_of_at_least_one_pass_and_not_too_long(rows, passes, seconds):
+@given(number=st.floats(0, 1e12, allow_nan=False))
+def test_a_power_of_two_of_at_least_one(number):
+    found = power_of_two(number)
+    assert found >= 1
+    assert found & (found - 1) == 0
+    assert found == 1 or found <= number
+    assert found == 2**30 or number < 2 * found or number < 1
+
+
+def test_costs_are_those_of_the_batch_size_that_is_filled_up():
     pace = Pace()
-    pace.learn(rows=rows, passes=passes, seconds=seconds)
-    slice_ = pace.passes(rows=rows)
-    assert slice_ >= 1
-    assert slice_ & (slice_ - 1) == 0
-    assert slice_ == 1 or slice_ * seconds / passes <= SLICE_SECONDS * 1.001
+    pace.measure(1, prefix=1, each=10)
+    pace.measure(2, prefix=2, each=20)
+    pace.measure(4, prefix=3, each=25)
+    assert [pace.prefix(rows) for rows in (0, 1, 2, 3, 4, 8)] == [0, 1, 2, 3, 3, 6]
+    assert [pace.each(rows) for rows in (0, 1, 2, 3, 4, 8)] == [0, 10, 20, 25, 25, 50]
+    assert pace.batch_sizes == (1, 2, 4)
 
 
-def test_a_pace_is_learned_anew_when_the_machine_slows_down():
+def test_before_anything_is_measured_there_is_a_guess():
+    assert Pace().each(10) > 0
+    assert Pace().batch_sizes == (1,)
+
+
+def test_what_is_seen_corrects_the_prediction_for_that_shape_alone():
     pace = Pace()
-    pace.learn(rows=1, passes=64, seconds=0.001)
-    fast = pace.passes(rows=1)
-    for _ in range(20):
-        pace.learn(rows=1, passes=64, seconds=1.0)
-    assert pace.passes(rows=1) == 2 < fast
+    pace.measure(1, prefix=1, each=1)
+    for _ in range(60):
+        pace.learn(pace.each(1, "long"), 5.0, shape="long")
+    assert pace.each(1, "long") == pytest.approx(5, rel=0.05)
+    assert pace.each(1, "short") == 1
 
 
-def test_a_run_in_slices_is_the_run_as_a_whole():
-    mc, rows = model("one"), np.array([[0.1, -0.5, 2.0, 1.5]] * 3, np.float32)
-    run = mc.start(rows, num_samples=100, seed=7)
-    slices = sum(1 for _ in timed_slices(run, mc, Pace()))
-    assert slices >= 1  # the first slice has 8 passes, so there are more
-    whole = mc(rows, num_samples=100, seed=7)
-    np.testing.assert_allclose(run.prediction().mean, whole.mean, rtol=1e-5)
-    np.testing.assert_allclose(run.prediction().variance, whole.variance, rtol=1e-4)
+def test_sizes_are_measured_until_a_pass_fills_a_slice():
+    mc, pace = model("one"), Pace()
+    for _ in calibrate(mc, pace, mc.start(torch.zeros(1, 4)).inputs):
+        pass
+    assert pace.batch_sizes[0] == 1
+    assert all(later == 2 * size for size, later in zip(pace.batch_sizes, pace.batch_sizes[1:], strict=False))
+    assert pace.most_rows <= MOST_ROWS
+    assert all(pace.each(size) > 0 for size in pace.batch_sizes)

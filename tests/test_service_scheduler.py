@@ -1,177 +1,468 @@
-"""The inference thread: turns, failures, clients that leave, an end in order."""
+"""The inference thread: batches, turns, deadlines, failures, clients that leave, an end in order."""
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Generator, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
 import pytest
+import torch
 
+from mcdrop.errors import InputError, PassMemoryError
+from mcdrop.runs import Run
+from scheduling import Model, assert_right, running, submitted
 from service.app import create_app
-from service.errors import NotReadyError, OverloadedError
+from service.errors import DeadlineError, NotReadyError, OverloadedError
 from service.scheduler import Scheduler
 from serving import settings
 
 
-@contextmanager
-def running(max_pending: int = 10) -> Iterator[Scheduler]:
-    scheduler = Scheduler(max_pending=max_pending)
-    scheduler.start()
-    try:
-        yield scheduler
-    finally:
-        scheduler.stop()
-        assert not scheduler.alive
-
-
-def steps(name: str, count: int, log: list[str]) -> Generator[None, None, str]:
-    """Work of `count` slices."""
+def steps(count: int) -> Generator[None, None, int]:
+    """Other work of `count` slices."""
     for _ in range(count):
-        log.append(name)
         yield
-    return name
+    return count
 
 
-def held(gate: threading.Event) -> Generator[None, None, None]:
-    """Work of one slice that ends when the gate opens."""
-    assert gate.wait(30)
-    return
-    yield
+async def held(scheduler: Scheduler, model: Model) -> "asyncio.Future[bytes]":
+    """A job in hand that lasts until the gate opens, so that what is submitted meanwhile waits together."""
+    model.gate.clear()
+    model.entered.clear()
+    job = model.job()
+    scheduler.submit(job)
+    await asyncio.to_thread(model.entered.wait, 30)
+    model.log.clear()
+    return job.future
 
 
-def together(*work: Coroutine[Any, Any, Any]) -> list[Any]:
-    async def gather() -> list[Any]:
-        return await asyncio.gather(*work, return_exceptions=True)
-
-    return asyncio.run(gather())
+# ---- batches
 
 
-def test_results_come_back_and_everybody_has_a_turn():
-    gate, log = threading.Event(), []
+@pytest.mark.parametrize("seeds", [(0, 0, 0, 0), (1, 2, 3, 4), (0, 1, 0, 1)])
+def test_what_waits_is_computed_together_and_each_gets_its_own(seeds):
+    model = Model()
 
-    async def ask(scheduler: Scheduler) -> list[Any]:
-        first = asyncio.ensure_future(scheduler.finish(held(gate)))
-        rest = [
-            asyncio.ensure_future(scheduler.finish(steps(name, n, log))) for name, n in [("large", 5), ("small", 1)]
+    async def talk(scheduler: Scheduler) -> None:
+        first = await held(scheduler, model)
+        jobs = [
+            model.job(rows, passes, seed=seed, value=number)
+            for number, (rows, passes, seed) in enumerate(zip((1, 2, 1, 3), (10, 10, 5, 40), seeds, strict=True))
         ]
-        await asyncio.sleep(0)  # all three are in the queue before the first one ends
-        gate.set()
-        return await asyncio.gather(first, *rest)
+        model.gate.set()
+        answers = await submitted(scheduler, *jobs)
+        await first
+        for number, (answer, job, seed) in enumerate(zip(answers, jobs, seeds, strict=True)):
+            assert_right(answer, job, value=number, seed=seed)
 
     with running() as scheduler:
-        assert asyncio.run(ask(scheduler)) == [None, "large", "small"]
+        asyncio.run(talk(scheduler))
+    assert [rows for rows, _ in model.log[1:2]] == [[1, 2, 1, 3]]
+
+
+def test_a_batch_stays_below_its_limits():
+    model = Model()
+
+    async def talk(scheduler: Scheduler) -> None:
+        first = await held(scheduler, model)
+        jobs = [model.job(rows) for rows in (3, 3, 3, 1, 2)]
+        model.gate.set()
+        for answer, job in zip(await submitted(scheduler, *jobs), jobs, strict=True):
+            assert_right(answer, job)
+        await first
+
+    with running() as scheduler:
+        asyncio.run(talk(scheduler))
+    assert [rows for rows, _ in model.log[1:]] == [[3, 3, 1], [3, 2]]
+
+
+def test_an_exact_job_is_computed_alone():
+    model = Model()
+
+    async def talk(scheduler: Scheduler) -> None:
+        first = await held(scheduler, model)
+        jobs = [model.job(), model.job(2, exact=True), model.job()]
+        model.gate.set()
+        for answer, job in zip(await submitted(scheduler, *jobs), jobs, strict=True):
+            assert_right(answer, job)
+        await first
+
+    with running() as scheduler:
+        asyncio.run(talk(scheduler))
+    assert sorted(len(rows) for rows, _ in model.log[1:]) == [1, 1, 2]  # two rows by themselves, and a pair
+
+
+# ---- turns
+
+
+def test_a_small_request_overtakes_a_large_one_and_does_not_starve_it():
+    model, order = Model(), []
+
+    async def talk(scheduler: Scheduler) -> None:
+        large = model.job(80, 4000)
+        large.future.add_done_callback(lambda _: order.append("large"))
+        model.gate.clear()
+        scheduler.submit(large)
+        await asyncio.to_thread(model.entered.wait, 30)
+        model.gate.set()
+        for _ in range(20):
+            small = model.job()
+            await submitted(scheduler, small)
+            order.append("small")
+        assert_right(await large.future, large)
+
+    with running() as scheduler:
+        asyncio.run(talk(scheduler))
+    assert order[:5] == ["small"] * 5
+    slices = [sum(rows) for rows, _ in model.log]
+    streak = max(len(part) for part in "".join("L" if rows > 1 else "s" for rows in slices).split("L"))
+    assert streak <= 2  # never long between two slices of the large one, while there are small ones all the time
+
+
+def test_a_slice_takes_no_more_passes_than_fit():
+    model = Model()
+
+    async def talk(scheduler: Scheduler) -> None:
+        job = model.job(8, 5000)
+        assert_right((await submitted(scheduler, job))[0], job)
+
+    with running() as scheduler:
+        asyncio.run(talk(scheduler))
+    first = model.log[0][1]
+    assert first is not None
+    assert first * 8e-4 <= 0.05 < 4 * first * 8e-4
+
+
+# ---- deadlines
+
+
+def test_late_work_is_never_started():
+    model = Model()
+
+    async def talk(scheduler: Scheduler) -> None:
+        first = await held(scheduler, model)
+        late = model.job(deadline=time.monotonic() + 0.05)
+        scheduler.submit(late)
+        await asyncio.sleep(0.1)
+        model.gate.set()
+        with pytest.raises(DeadlineError, match="before this prediction was computed"):
+            await late.future
+        await first
+
+    with running() as scheduler:
+        asyncio.run(talk(scheduler))
+    assert len(model.log) == 1
+
+
+@pytest.mark.parametrize("rows", [1, 20])
+def test_the_best_so_far_when_the_deadline_comes(rows):
+    model = Model()
+    model.fault = lambda runs: time.sleep(0.01)
+
+    async def talk(scheduler: Scheduler) -> None:
+        job = model.job(rows, 10**6, deadline=time.monotonic() + 0.5, allow_partial=True)
+        (answer,) = await submitted(scheduler, job)
+        assert job.partial
+        assert 2 <= answer.num_samples < 10**6
+        assert_right(answer, job, passes=answer.num_samples)
+
+    with running() as scheduler:
+        asyncio.run(talk(scheduler))
+
+
+def test_without_partial_answers_a_deadline_is_an_error():
+    model = Model()
+    model.fault = lambda runs: time.sleep(0.01)
+
+    async def talk(scheduler: Scheduler) -> None:
+        (error,) = await submitted(scheduler, model.job(1, 10**6, deadline=time.monotonic() + 0.2))
+        assert isinstance(error, DeadlineError)
+        assert "while this prediction was computed" in str(error)
+
+    with running() as scheduler:
+        asyncio.run(talk(scheduler))
+
+
+# ---- estimates
+
+
+@pytest.mark.parametrize("rows", [1, 20])
+def test_estimates_on_the_way(rows):
+    model, estimates = Model(), []
+
+    async def talk(scheduler: Scheduler) -> None:
+        job = model.job(rows, 50, estimate=estimates.append)
+        (answer,) = await submitted(scheduler, job)
+        assert_right(answer, job)
+        for estimate in estimates:
+            assert_right(estimate, job, passes=estimate.num_samples)
+
+    with running() as scheduler:
+        asyncio.run(talk(scheduler))
+    assert [estimate.num_samples for estimate in estimates] == [8, 16, 32]
+
+
+# ---- who leaves
+
+
+def test_who_leaves_while_waiting_costs_nothing_from_then_on():
+    model = Model()
+
+    async def talk(scheduler: Scheduler) -> None:
+        first = await held(scheduler, model)
+        job = model.job(8, 1000)
+        before = scheduler.cost
+        scheduler.submit(job)
+        assert scheduler.cost > before
+        scheduler.withdraw(job)
+        assert scheduler.cost == pytest.approx(before)
+        assert scheduler.pending == 1
+        model.gate.set()
+        await first
+
+    with running() as scheduler:
+        asyncio.run(talk(scheduler))
+    assert len(model.log) == 1
+
+
+def test_who_leaves_while_computing_costs_one_slice_more():
+    model = Model()
+
+    async def talk(scheduler: Scheduler) -> None:
+        model.gate.clear()
+        job = model.job(8, 10**9)
+        scheduler.submit(job)
+        await asyncio.to_thread(model.entered.wait, 30)
+        scheduler.withdraw(job)
+        assert scheduler.cost == 0
+        model.gate.set()
+        other = model.job()
+        assert_right((await submitted(scheduler, other))[0], other)
         assert scheduler.pending == 0
-    assert log == ["large", "small", "large", "large", "large", "large"]
-
-
-def test_the_work_is_done_on_the_one_thread_of_the_scheduler():
-    names: list[str] = []
-
-    def work() -> Generator[None, None, None]:
-        names.append(threading.current_thread().name)
-        yield
 
     with running() as scheduler:
-        together(scheduler.finish(work()), scheduler.finish(work()))
-    assert names == ["mcdrop-inference"] * 2
+        asyncio.run(talk(scheduler))
+    assert [rows for rows, _ in model.log] == [[8], [1]]
 
 
-def test_a_failure_is_the_callers_alone():
+# ---- failures
+
+
+def poison(runs: list[Run]) -> None:
+    if any(float(run.inputs[0][0, 0]) == 666 for run in runs):
+        raise RuntimeError("poisoned")
+
+
+def test_the_poisonous_one_in_a_batch_is_found():
+    model = Model()
+    model.fault = poison
+
+    async def talk(scheduler: Scheduler) -> None:
+        first = await held(scheduler, model)
+        jobs = [model.job(value=value) for value in (0.0, 666.0, 1.0)]
+        model.gate.set()
+        answers = await submitted(scheduler, *jobs)
+        await first
+        assert_right(answers[0], jobs[0])
+        assert_right(answers[2], jobs[2], value=1)
+        assert isinstance(answers[1], RuntimeError)
+
+    with running() as scheduler:
+        asyncio.run(talk(scheduler))
+        assert scheduler.trouble is None
+    assert [rows for rows, _ in model.log] == [[1], [1, 1, 1], [1], [1], [1]]  # each again by itself, once
+
+
+@pytest.mark.parametrize("error", [PassMemoryError("no room"), MemoryError(), torch.OutOfMemoryError("no room")])
+def test_memory_that_one_request_lacks_harms_no_other(error):
+    model = Model()
+
+    def fault(runs: list[Run]) -> None:
+        if sum(run.rows for run in runs) > 2:
+            raise error
+
+    model.fault = fault
+
+    async def talk(scheduler: Scheduler) -> None:
+        first = await held(scheduler, model)
+        jobs = [model.job(1), model.job(2), model.job(5)]
+        model.gate.set()
+        answers = await submitted(scheduler, *jobs)
+        await first
+        assert_right(answers[0], jobs[0])
+        assert_right(answers[1], jobs[1])
+        assert answers[2] is error
+
+    with running() as scheduler:
+        asyncio.run(talk(scheduler))
+
+
+def test_an_answer_that_cannot_be_written_is_an_error_of_that_request():
+    model = Model()
+
+    async def talk(scheduler: Scheduler) -> None:
+        job, other = model.job(), model.job()
+
+        def broken(result: Any, job: Any) -> Any:
+            raise ValueError("cannot be written")
+
+        job.finish = broken
+        error, answer = await submitted(scheduler, job, other)
+        assert isinstance(error, ValueError)
+        assert_right(answer, other)
+
+    with running() as scheduler:
+        asyncio.run(talk(scheduler))
+
+
+def test_token_ids_out_of_range_are_the_callers_fault():
+    model = Model()
+
+    def fault(runs: list[Run]) -> None:
+        raise IndexError("index out of range in self")
+
+    model.fault = fault
+
+    async def talk(scheduler: Scheduler) -> None:
+        (error,) = await submitted(scheduler, model.job())
+        assert isinstance(error, InputError)
+        assert "token ids" in str(error)
+
+    with running() as scheduler:
+        asyncio.run(talk(scheduler))
+
+
+def test_a_device_that_has_failed_is_no_longer_live():
+    model = Model()
+
+    def fault(runs: list[Run]) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    model.fault = fault
+
+    async def talk(scheduler: Scheduler) -> None:
+        await submitted(scheduler, model.job())
+
+    with running() as scheduler:
+        assert scheduler.trouble is None
+        asyncio.run(talk(scheduler))
+        assert "The device has failed" in str(scheduler.trouble)
+
+
+def test_a_thread_that_is_stuck_is_no_longer_live():
+    model = Model()
+
+    async def talk(scheduler: Scheduler) -> None:
+        first = await held(scheduler, model)
+        await asyncio.sleep(0.1)
+        assert "busy with one slice" in str(scheduler.trouble)
+        model.gate.set()
+        await first
+
+    with running(stuck_seconds=0.05) as scheduler:
+        asyncio.run(talk(scheduler))
+        assert scheduler.trouble is None
+
+
+# ---- room
+
+
+def test_a_full_queue_refuses_at_once():
+    model = Model()
+
+    async def talk(scheduler: Scheduler) -> None:
+        first = await held(scheduler, model)
+        scheduler.submit(second := model.job())
+        with pytest.raises(OverloadedError, match=r"2 requests are waiting.*max_pending \(MCDROP_MAX_PENDING\)"):
+            scheduler.submit(model.job())
+        model.gate.set()
+        await asyncio.gather(first, second.future)
+        await submitted(scheduler, model.job())
+
+    with running(max_pending=2) as scheduler:
+        asyncio.run(talk(scheduler))
+
+
+def test_a_queue_that_takes_too_long_refuses_at_once_and_says_for_how_long():
+    model = Model()
+
+    async def talk(scheduler: Scheduler) -> None:
+        first = await held(scheduler, model)
+        scheduler.submit(large := model.job(8, 4000))
+        with pytest.raises(OverloadedError, match="max_pending_seconds") as caught:
+            scheduler.submit(model.job(8, 4000))
+        assert caught.value.retry_after == 3
+        model.gate.set()
+        scheduler.withdraw(large)
+        await first
+
+    with running(max_pending_seconds=4) as scheduler:
+        asyncio.run(talk(scheduler))
+
+
+def test_a_request_that_is_more_than_the_queue_holds_is_served_when_there_is_no_other():
+    model = Model()
+
+    async def talk(scheduler: Scheduler) -> None:
+        job = model.job(8, 100)
+        assert_right((await submitted(scheduler, job))[0], job)
+
+    with running(max_pending_seconds=1e-6) as scheduler:
+        asyncio.run(talk(scheduler))
+
+
+# ---- other work, and the end
+
+
+def test_other_work_has_its_turns():
+    model, threads = Model(), []
+
+    def work() -> Generator[None, None, str]:
+        threads.append(threading.current_thread().name)
+        yield
+        return "done"
+
     def broken() -> Generator[None, None, None]:
         yield
         raise KeyError("mine")
 
-    log: list[str] = []
-    with running() as scheduler:
-        failure, result = together(scheduler.finish(broken()), scheduler.finish(steps("other", 3, log)))
-        assert isinstance(failure, KeyError)
-        assert result == "other"
-        assert scheduler.alive
-
-
-def test_work_that_nobody_waits_for_is_dropped():
-    closed = threading.Event()
-    started = threading.Event()
-
-    def endless() -> Generator[None, None, None]:
-        try:
-            while True:
-                started.set()
-                yield
-        finally:
-            closed.set()
-
-    async def leave(scheduler: Scheduler) -> str:
-        task = asyncio.ensure_future(scheduler.finish(endless()))
-        await asyncio.to_thread(started.wait, 30)
-        task.cancel()
-        return await scheduler.finish(steps("next", 1, []))
+    async def talk(scheduler: Scheduler) -> None:
+        job = model.job(8, 2000)
+        scheduler.submit(job)
+        results = await asyncio.gather(scheduler.run(work()), scheduler.run(broken()), return_exceptions=True)
+        assert results[0] == "done"
+        assert isinstance(results[1], KeyError)
+        assert not job.future.done()
+        await job.future
 
     with running() as scheduler:
-        assert asyncio.run(leave(scheduler)) == "next"
-        assert closed.wait(30)
-
-
-def test_a_result_that_comes_just_after_the_caller_left_hurts_nobody():
-    gate, complaints = threading.Event(), []
-
-    async def leave_late(scheduler: Scheduler) -> None:
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
-        task = asyncio.ensure_future(scheduler.finish(held(gate)))
-        await asyncio.sleep(0)  # lets the task run up to its wait
-        gate.set()
-        scheduler.stop()  # blocks the loop until the thread has sent the result
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    with running() as scheduler:
-        asyncio.run(leave_late(scheduler))
-    assert complaints == []
-
-
-def test_a_full_queue_refuses_at_once():
-    gate = threading.Event()
-
-    async def crowd(scheduler: Scheduler) -> None:
-        waiting = [asyncio.ensure_future(scheduler.finish(held(gate))) for _ in range(2)]
-        await asyncio.sleep(0)
-        with pytest.raises(OverloadedError, match=r"2 requests are waiting.*max_pending \(MCDROP_MAX_PENDING\)"):
-            await scheduler.finish(held(gate))
-        gate.set()
-        await asyncio.gather(*waiting)
-        assert await scheduler.finish(steps("again", 1, [])) == "again"
-
-    with running(max_pending=2) as scheduler:
-        asyncio.run(crowd(scheduler))
+        asyncio.run(talk(scheduler))
+    assert threads == ["mcdrop-inference"]
 
 
 def test_stopping_answers_what_waits_and_refuses_what_comes():
-    gate = threading.Event()
+    model = Model()
 
-    async def stop(scheduler: Scheduler) -> None:
-        waiting = [
-            asyncio.ensure_future(scheduler.finish(held(gate))),
-            asyncio.ensure_future(scheduler.finish(forever())),
-        ]
+    async def talk(scheduler: Scheduler) -> None:
+        first = await held(scheduler, model)
+        jobs = [model.job(8, 10**9), model.job()]
+        for job in jobs:
+            scheduler.submit(job)
+        errand = asyncio.ensure_future(scheduler.run(steps(10**9)))
         await asyncio.sleep(0)
         stopping = asyncio.ensure_future(asyncio.to_thread(scheduler.stop))
-        gate.set()
+        await asyncio.sleep(0.05)
+        with pytest.raises(NotReadyError, match="is stopping"):
+            scheduler.submit(model.job())
+        model.gate.set()
         await stopping
         async with asyncio.timeout(30):
-            done, cut = await asyncio.gather(*waiting, return_exceptions=True)
-        assert done is None or isinstance(done, NotReadyError)
-        assert isinstance(cut, NotReadyError)
-        with pytest.raises(NotReadyError, match="is stopping"):
-            await scheduler.finish(held(gate))
-
-    def forever() -> Generator[None, None, None]:
-        while True:
-            yield
+            outcomes = await asyncio.gather(*(job.future for job in jobs), errand, return_exceptions=True)
+        assert all(isinstance(outcome, NotReadyError) for outcome in outcomes)
+        await first
 
     with running() as scheduler:
-        asyncio.run(stop(scheduler))
+        asyncio.run(talk(scheduler))
 
 
 def test_an_unused_scheduler_stops():
@@ -211,7 +502,7 @@ def test_a_client_that_leaves_ends_its_computation():
             scheduler = app.state.registry.scheduler
 
             async def everybody_had_a_turn() -> None:
-                await scheduler.finish(steps("last in the queue", 2, []))
+                await scheduler.run(steps(3))
 
             async def never() -> None:
                 await asyncio.Event().wait()

@@ -28,9 +28,9 @@ async def index(models: Models) -> dict[str, Any]:
 
 @router.get("/health/live", tags=["health"], summary="Whether the process is of use; restart it if not")
 async def live(models: Models) -> dict[str, str]:
-    """200 while the inference thread runs, whatever it is doing."""
-    if not models.scheduler.alive:
-        raise NotReadyError("The inference thread has ended. Restart this server.")
+    """200 while the inference thread gets on with its work."""
+    if (trouble := models.scheduler.trouble) is not None:
+        raise NotReadyError(f"{trouble} Restart this server.")
     return {"status": "live"}
 
 

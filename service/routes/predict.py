@@ -1,19 +1,15 @@
 """A prediction with its uncertainty."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from mcdrop.sampling import Run
 from service.dependencies import ERRORS, Models
-from service.errors import ClientGoneError, MediaTypeError
-from service.model import ServedModel
+from service.errors import MediaTypeError
 from service.registry import Registry
+from service.routes.answering import respond
 from service.wire import PredictAnswer, PredictRequest, decode, encode
-
-Result = TypeVar("Result")
 
 _LARGE = 2**16  # bytes of JSON that are read in a thread of their own, beside the event loop
 
@@ -46,19 +42,16 @@ async def predict(name: str, request: Request, models: Models) -> Response:
 
 
 async def _predict(name: str | None, request: Request, models: Registry) -> Response:
-    """Never computes: the scheduler's thread does, so the event loop stays free."""
     model = models.get(name)
+    asked = await read(request)
+    return Response(await respond(request, models, model, asked, encode), media_type="application/json")
+
+
+async def read(request: Request) -> PredictRequest:
+    """What is asked. Large bodies are read beside the event loop."""
     _check_media_type(request)
     body = await request.body()
-    asked, run = await asyncio.to_thread(_read, model, body) if len(body) > _LARGE else _read(model, body)
-    answer = await _unless_gone(request, models.scheduler.finish(model.answer(run, asked, encode)))
-    return Response(answer, media_type="application/json")
-
-
-def _read(model: ServedModel, body: bytes) -> tuple[PredictRequest, Run]:
-    """What is asked, and a run for it; takes a while for many numbers."""
-    asked = decode(body)
-    return asked, model.start(asked)
+    return await asyncio.to_thread(decode, body) if len(body) > _LARGE else decode(body)
 
 
 def _check_media_type(request: Request) -> None:
@@ -69,17 +62,3 @@ def _check_media_type(request: Request) -> None:
     coding = request.headers.get("content-encoding", "identity").strip().lower()
     if coding != "identity":
         raise MediaTypeError(f"The body's Content-Encoding is {coding}. Send the JSON as it is.")
-
-
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """The result of `work`, which is cancelled as soon as the client closes the connection."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(request.receive())  # after the body, nothing comes but http.disconnect
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientGoneError("The client closed the connection, so its prediction was given up.")
-        return task.result()
-    finally:
-        task.cancel()
-        gone.cancel()

@@ -1,0 +1,58 @@
+"""From a request to its answer: what every protocol's endpoints share.
+
+Never computes: the scheduler's thread does, so the event loop stays free.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+from fastapi import Request
+
+from service.errors import ClientGoneError
+from service.model import ServedModel
+from service.outcome import Outcome
+from service.registry import Registry
+from service.wire import PredictRequest
+
+
+async def respond(
+    request: Request, registry: Registry, model: ServedModel, asked: PredictRequest, write: Callable[[Outcome], bytes]
+) -> bytes:
+    """The answer, in the protocol that `write` speaks. Work is dropped as soon as the client closes the connection."""
+    job = model.job(asked, write, arrived=request.state.arrived)
+    registry.scheduler.submit(job)
+    gone = asyncio.ensure_future(request.receive())  # after the body, nothing comes but http.disconnect
+    try:
+        either: set[asyncio.Future[Any]] = {job.future, gone}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not job.future.done():
+            raise ClientGoneError("The client closed the connection, so its prediction was given up.")
+        return job.future.result()
+    finally:
+        registry.scheduler.withdraw(job)
+        gone.cancel()
+
+
+async def estimates(
+    request: Request, registry: Registry, model: ServedModel, asked: PredictRequest, write: Callable[[Outcome], bytes]
+) -> AsyncGenerator[bytes | None]:
+    """Answers from more and more passes, the last from all; None after a while of silence. Closing it ends the work."""
+    told: asyncio.Queue[bytes] = asyncio.Queue()
+    job = model.job(asked, write, arrived=request.state.arrived, estimate=told.put_nowait)
+    registry.scheduler.submit(job)
+    silence = registry.settings.stream_heartbeat
+    try:
+        while not job.future.done() or not told.empty():
+            waiting = asyncio.ensure_future(told.get())
+            try:
+                await asyncio.wait({waiting, job.future}, timeout=silence, return_when=asyncio.FIRST_COMPLETED)
+                if waiting.done():
+                    yield waiting.result()
+                elif not job.future.done():
+                    yield None
+            finally:
+                waiting.cancel()
+        yield job.future.result()
+    finally:
+        registry.scheduler.withdraw(job)

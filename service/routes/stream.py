@@ -1,0 +1,87 @@
+"""A prediction that sharpens, as server-sent events.
+
+event: estimate     data: the answer from the passes so far, with standard errors
+event: result       data: the answer, the same as without a stream; the last event
+event: error        data: a problem, when it fails on the way; the last event
+: heartbeat         now and then, where there is nothing to say for long
+"""
+
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
+
+from service.dependencies import ERRORS, Models
+from service.errors import problem
+from service.registry import Registry
+from service.routes.answering import estimates
+from service.routes.predict import BODY, read
+from service.wire import encode
+
+router = APIRouter(tags=["predict"], responses=ERRORS)
+
+EVENTS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "Server-sent events.", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+}
+HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # so that nothing in between collects them
+
+
+@router.post(
+    "/v1/stream",
+    summary="Estimates that sharpen, by the default model",
+    responses=EVENTS,
+    response_class=StreamingResponse,
+    openapi_extra={"requestBody": BODY},
+)
+async def stream_default(request: Request, models: Models) -> Response:
+    """With the only model, or the one named default."""
+    return await _stream(None, request, models)
+
+
+@router.post(
+    "/v1/models/{name}/stream",
+    summary="Estimates that sharpen, by a model by name",
+    responses=EVENTS,
+    response_class=StreamingResponse,
+    openapi_extra={"requestBody": BODY},
+)
+async def stream(name: str, request: Request, models: Models) -> Response:
+    """Events `estimate`, each from twice as many passes as the one before, and `result`, which is the plain answer."""
+    return await _stream(name, request, models)
+
+
+async def _stream(name: str | None, request: Request, models: Registry) -> Response:
+    model = models.get(name)
+    answers = estimates(request, models, model, await read(request), encode)
+    first = await anext(answers)  # what fails before it is answered as usual
+    return StreamingResponse(_events(first, answers, request), headers=HEADERS, media_type="text/event-stream")
+
+
+async def _events(first: bytes | None, answers: AsyncGenerator[bytes | None], request: Request) -> AsyncIterator[bytes]:
+    """One event late, since only the end tells which answer is the last."""
+    async with contextlib.aclosing(answers):
+        held: bytes | None = None
+        try:
+            if first is None:
+                yield b": heartbeat\n\n"
+            else:
+                held = first
+            async for answer in answers:
+                if answer is None:
+                    yield b": heartbeat\n\n"
+                    continue
+                if held is not None:
+                    yield _event(b"estimate", held)
+                held = answer
+            if held is not None:
+                yield _event(b"result", held)
+        except Exception as error:
+            if held is not None:
+                yield _event(b"estimate", held)
+            yield _event(b"error", bytes(problem(error, request.scope).body))
+
+
+def _event(name: bytes, data: bytes) -> bytes:
+    return b"event: %s\ndata: %s\n\n" % (name, data)

@@ -1,0 +1,137 @@
+"""Jobs on an engine that a test can hold, break and watch, for tests of the scheduler."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mcdrop.moments import accumulator
+from mcdrop.runs import Run
+from mcdrop.sampling import Sampler
+from mcdrop.tasks import Task
+from service.jobs import Job
+from service.pace import Pace
+from service.scheduler import Scheduler
+
+
+class Engine:
+    """Pass t of a row x is x + t + seed."""
+
+    kind = "test"
+    merges = joins = True
+
+    def prepare(self, inputs: Sequence[Tensor], budget: int | None = None) -> list[Tensor]:
+        return [inputs[0] * 1]
+
+    def join(self, prepared: Sequence[list[Tensor]]) -> list[Tensor]:
+        return [torch.cat([each[0] for each in prepared])]
+
+    def part(self, prepared: Sequence[Tensor], start: int, stop: int) -> list[Tensor]:
+        return [prepared[0][start:stop]]
+
+    def passes(
+        self, inputs: Sequence[Tensor], prepared: Sequence[Tensor], *, passes: range, seed: int, rows: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        return (prepared[0] + torch.tensor([float(t + seed) for t in passes]).view(-1, 1, 1),)
+
+    def bytes_per_pass(self, inputs: Sequence[Tensor]) -> int:
+        return 100
+
+
+class Steady(Pace):
+    """Learns nothing from slices that a test has held."""
+
+    def learn(self, predicted: float, seconds: float, *, shape: Any = None) -> None:
+        pass
+
+
+class Model:
+    """What a job needs of an MCDropout. `gate` holds every advance, `fault(runs)` may raise, `log` has what ran."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.sampler = Sampler(Engine(), [True], 10**9)
+        self.pace = Steady()
+        for size in (1, 2, 4, 8):
+            self.pace.measure(size, prefix=1e-4 * size, each=1e-4 * size)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+        self.fault: Callable[[list[Run]], None] = lambda runs: None
+        self.log: list[tuple[list[int], int | None]] = []  # rows of the runs of each advance, and passes at most
+
+    def split(self, run: Run, rows: int) -> list[Run]:
+        return self.sampler.split(run, rows)
+
+    def advance(self, runs: list[Run], budget: int | None, batch_sizes: Sequence[int]) -> None:
+        self.entered.set()
+        assert self.gate.wait(60)
+        self.log.append(([run.rows for run in runs], budget))
+        self.fault(runs)
+        self.sampler.advance(runs, budget, batch_sizes)
+
+    def job(
+        self,
+        rows: int = 1,
+        num_samples: int = 10,
+        *,
+        seed: int = 0,
+        value: float = 0.0,
+        exact: bool = False,
+        **keywords: Any,
+    ) -> Job:
+        """A job whose answer is the prediction itself. Inside a running event loop."""
+
+        def start() -> Run:
+            def sink() -> Any:
+                return accumulator(Task("raw"), num_samples=num_samples)
+
+            x = torch.full((rows, 2), value)
+            return self.sampler.start(
+                [x], rows=rows, num_samples=num_samples, seed=seed, masks="shared", make_sink=sink, kind=(), exact=exact
+            )
+
+        def finish(result: Any, job: Job) -> Any:
+            return result if not isinstance(result, tuple) else result.whole[result.rows]
+
+        future = asyncio.get_running_loop().create_future()
+        keywords = {"arrived": time.monotonic(), **keywords}
+        return Job(self, self.pace, start, finish, future, **keywords)  # type: ignore[arg-type]
+
+
+def assert_right(answer: Any, job: Job, *, value: float = 0.0, seed: int = 0, passes: int | None = None) -> None:
+    """The prediction is that of `passes` passes (all if None)."""
+    count = job.num_samples if passes is None else passes
+    assert answer.num_samples == count
+    assert answer.mean.shape == (job.rows, 2)
+    times = torch.arange(float(count)) + value + seed
+    torch.testing.assert_close(answer.mean, times.mean().expand(job.rows, 2), check_dtype=False)
+    torch.testing.assert_close(answer.variance, times.var().expand(job.rows, 2), check_dtype=False)
+
+
+@contextmanager
+def running(max_pending: int = 100, **keywords: Any) -> Iterator[Scheduler]:
+    """A scheduler that is stopped at the end and holds nothing then."""
+    scheduler = Scheduler(max_pending=max_pending, **keywords)
+    scheduler.start()
+    try:
+        yield scheduler
+    finally:
+        scheduler.stop()
+        assert scheduler.trouble is not None
+        assert scheduler.pending == 0
+        assert scheduler.cost == 0
+
+
+async def submitted(scheduler: Scheduler, *jobs: Job) -> list[Any]:
+    """Submit and wait for the outcomes, results or exceptions."""
+    for job in jobs:
+        scheduler.submit(job)
+    async with asyncio.timeout(60):
+        return await asyncio.gather(*(job.future for job in jobs), return_exceptions=True)
