@@ -28,6 +28,8 @@ class Machine(RuleBasedStateMachine):
         self.thread = threading.Thread(target=self.loop.run_forever)
         self.thread.start()
         self.model = Model()
+        for size in (1, 2, 4, 8):
+            self.model.pace.measure(size, prefix=1e-3 * size, each=1e-3 * size)  # many slices
         self.model.fault = self.fault
         self.broken = False
         self.scheduler = Scheduler(max_pending=MOST)
@@ -90,6 +92,24 @@ class Machine(RuleBasedStateMachine):
             job = self.jobs[number % len(self.jobs)][0]
             self.on_loop(lambda: self.scheduler.withdraw(job))
             self.withdrawn.add(job)
+
+    @rule(values=st.lists(st.sampled_from([0.0, 1.0, POISON]), min_size=2, max_size=5), stream=st.booleans())
+    def crowd(self, values: list[float], stream: bool) -> None:
+        self.model.gate.clear()
+        for value in (0.0, *values):
+            self.submit(1, 20, 0, value, False, "stream" if stream else "plain")
+        self.model.gate.set()
+
+    @rule(rows=st.integers(1, 20))
+    def withdraw_in_hand(self, rows: int) -> None:
+        self.model.gate.clear()
+        self.model.entered.clear()
+        self.submit(rows, 300, 0, 0.0, False, "plain")
+        self.model.entered.wait(0.01)
+        for job in list(self.scheduler._in_hand):
+            self.on_loop(lambda job=job: self.scheduler.withdraw(job))
+            self.withdrawn.add(job)
+        self.model.gate.set()
 
     @rule()
     def hold(self) -> None:
