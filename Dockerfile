@@ -1,4 +1,5 @@
 # A server of models in /models:            docker run -p 8000:8000 -v "$PWD/models:/models:ro" mcdrop
+#   (/models/NAME/ or /models/NAME/VERSION/, the newest of which is served)
 # Without any it serves the demo's model:   docker run -p 8000:8000 mcdrop
 # With models baked in:                     FROM mcdrop, then COPY models /models
 # For NVIDIA GPUs, with `--gpus all`:       docker build --build-arg COMPUTE=cu130 -t mcdrop .

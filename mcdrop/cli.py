@@ -338,7 +338,7 @@ def _add_serve(commands: Any) -> None:
             type=Path,
             nargs="?",
             metavar="MODELS",
-            help="a model folder, or a folder of them (default: models)",
+            help="a model folder, a folder of them, or a repository NAME/VERSION/ (default: models)",
         )
         for name, field in Settings.model_fields.items():
             if name != "models":
@@ -351,8 +351,9 @@ def _add_serve(commands: Any) -> None:
         fill=fill,
         usage="%(prog)s [MODELS] [--host HOST] [--port N] [--config FILE] [settings]",
         help="answer over HTTP",
-        description="Serve one model folder, or every model in a folder of folders, over HTTP until\n"
-        "Ctrl-C or SIGTERM. A flag wins over its environment variable (for --max-rows:\n"
+        description="Serve one model folder, every model in a folder of folders, or the newest\n"
+        "version of each in a repository NAME/VERSION/, over HTTP until Ctrl-C or\n"
+        "SIGTERM. A flag wins over its environment variable (for --max-rows:\n"
         "MCDROP_MAX_ROWS), and that over the YAML file of --config.",
         epilog="examples:\n"
         "  mcdrop serve models\n"

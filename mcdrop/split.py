@@ -277,6 +277,7 @@ def _suffix(p: _Program, roots: list[tuple[int, int]], axes: dict[Node, int | No
             lookup(node)
     graph.output(tuple(lookup(node) for node in p.outputs))
     graph.eliminate_dead_code()
+    del lookup  # holds itself, and so would hold the weights until a garbage collection
     return Part(graph, p.program.weights)
 
 

@@ -6,7 +6,8 @@
 
 Tied weights stay tied, and dense weights keep their strides, since kernels round differently by memory layout (the
 stored tensor is always in plain order). Views of one memory that are not the same tensor are stored apart. Files are
-read into memory of our own, not mapped, so that a file overwritten later cannot change or end a running process.
+read into memory of our own, not mapped, so that a file overwritten or cut off meanwhile, or later, can neither change
+nor end a running process.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from mcdrop.strictjson import Refused, as_list, as_text, as_whole
@@ -59,34 +60,29 @@ def save_weights(path: Path, weights: Mapping[str, Tensor]) -> dict[str, Any]:
     return table
 
 
-def load_weights(path: Path, table: object, *, device: torch.device) -> dict[str, Tensor]:
-    """The weights of a table. Raises `Refused` where file and table do not say the same."""
+def load_weights(data: bytes, table: object, *, device: torch.device) -> dict[str, Tensor]:
+    """The weights of a table, from a file's content. Raises `Refused` where the two do not say the same."""
     if not isinstance(table, dict) or len(table) > MAX_WEIGHTS:
         raise Refused(f"the table of weights should be an object with at most {MAX_WEIGHTS} entries")
     weights: dict[str, Tensor] = {}
     read: dict[str, tuple[tuple[int, ...] | None, Tensor]] = {}
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            names = set(file.keys())
-            for name, entry in table.items():
-                source, dtype, shape, stride = _entry(name, entry)
-                if source not in names:
-                    raise Refused(
-                        f"the weight {name!r} is to be the tensor {source!r:.80}, which the file does not have"
-                    )
-                if source not in read:
-                    read[source] = stride, _laid_out(file.get_tensor(source), stride).to(device)
-                known, weight = read[source]
-                if known != stride:  # else one small file could ask for many large copies
-                    raise Refused(f"the weight {name!r} has other strides than its twin")
-                if weight.dtype is not dtype or tuple(weight.shape) != shape:
-                    raise Refused(
-                        f"the weight {name!r} is {weight.dtype} {list(weight.shape)}, not {dtype} {list(shape)}"
-                    )
-                weights[name] = weight
-    except (SafetensorError, OSError) as error:
+        stored = load(data)
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise Refused(f"it cannot be read: {error}") from error
-    if unused := sorted(names - set(read)):
+    for name, entry in table.items():
+        source, dtype, shape, stride = _entry(name, entry)
+        if source not in read:
+            if source not in stored:
+                raise Refused(f"the weight {name!r} is to be the tensor {source!r:.80}, which the file does not have")
+            read[source] = stride, _laid_out(stored.pop(source), stride).to(device)
+        known, weight = read[source]
+        if known != stride:  # else one small file could ask for many large copies
+            raise Refused(f"the weight {name!r} has other strides than its twin")
+        if weight.dtype is not dtype or tuple(weight.shape) != shape:
+            raise Refused(f"the weight {name!r} is {weight.dtype} {list(weight.shape)}, not {dtype} {list(shape)}")
+        weights[name] = weight
+    if unused := sorted(stored):
         raise Refused(f"the tensor {unused[0]!r:.80} belongs to no weight")
     return weights
 

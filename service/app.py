@@ -46,6 +46,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(predict.router)
     app.include_router(stream.router)
     app.include_router(models.router)
+    app.include_router(models.admin)
     app.include_router(health.router)
     app.add_exception_handler(HTTPException, _answer)  # the rest goes up to the door by itself
     app.add_middleware(Door, max_body_bytes=settings.max_body_bytes)

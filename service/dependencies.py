@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, params
 
 from service.registry import Registry
 from service.wire import Problem
@@ -15,6 +15,8 @@ async def _registry(request: Request) -> Registry:
 
 
 Models = Annotated[Registry, Depends(_registry)]
+
+ADMIN: list[params.Depends] = []  # what a request must pass to change what is served
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     "default": {

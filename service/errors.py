@@ -53,7 +53,7 @@ class MediaTypeError(McdropError, ValueError):
 
 
 class UnknownModelError(McdropError, LookupError):
-    """No model of this name is served, or none was named and none is the default."""
+    """No model of this name and version is served, or none was named and none is the default."""
 
     code = "unknown-model"
 
@@ -62,6 +62,18 @@ class NotReadyError(McdropError, RuntimeError):
     """Models are still being loaded, or the server is about to stop."""
 
     code = "not-ready"
+
+
+class LoadError(McdropError, ValueError):
+    """What lies in the repository cannot be served; what was served before is served still."""
+
+    code = "load-failed"
+
+
+class NotOfferedError(McdropError, NotImplementedError):
+    """The server could do this, but it was not started to."""
+
+    code = "not-offered"
 
 
 class OverloadedError(McdropError, RuntimeError):
@@ -107,9 +119,11 @@ TABLE: dict[type[BaseException], Row] = {
     LimitError: Row(422),
     InputError: Row(422),
     SettingError: Row(422),
+    LoadError: Row(422),
     OverloadedError: Row(429),
     ClientGoneError: Row(499),
     ClientDisconnect: Row(499, "client-gone"),  # starlette's, while the body is being read
+    NotOfferedError: Row(501),
     NotReadyError: Row(503, headers=AGAIN),
     DeadlineError: Row(504),
     PassMemoryError: Row(503, headers=NOT_AGAIN),

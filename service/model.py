@@ -1,4 +1,4 @@
-"""One served model: loading and warming it, checking a request against its limits, the work that answers it."""
+"""One version of a model: reading and warming it, checking a request against its limits, the work that answers it."""
 
 import asyncio
 import functools
@@ -38,9 +38,10 @@ class Example:
 
 @dataclass
 class ServedModel:
-    """One model, from the moment its folder is found."""
+    """One version of a model, from the moment its folder is found."""
 
     name: str
+    version: str
     folder: Path
     device: torch.device
     settings: Settings
@@ -56,10 +57,12 @@ class ServedModel:
             raise NotReadyError(f"The model {self.name} is still being loaded. Try again in a moment.")
         return self.mc
 
-    def load(self) -> Steps[None]:
-        """Read the folder, warm every batch size up, keep an answer as the documentation's example."""
-        mc = MCDropout.load(self.folder, device=self.device, max_memory=self.settings.max_memory)
-        yield
+    def read(self) -> MCDropout:
+        """The model in the folder, verified and built."""
+        return MCDropout.load(self.folder, device=self.device, max_memory=self.settings.max_memory)
+
+    def warm_up(self, mc: MCDropout) -> Steps[None]:
+        """Warm every batch size up, keep an answer as the documentation's example; from then on the model answers."""
         mc.warm()
         yield
         yield from self._make_example(mc)
@@ -143,7 +146,7 @@ class ServedModel:
         prediction = result if isinstance(result, Prediction) else result.whole
         return Outcome(
             model=self.name,
-            version=mc.version,
+            version=self.version,
             num_samples=prediction.num_samples,
             seed=prediction.seed,
             fields=arrays(result, names),
@@ -158,7 +161,7 @@ class ServedModel:
         """One line of GET /v1/models."""
         if self.mc is None:
             return {"name": self.name, "ready": False}
-        return {"name": self.name, "ready": True, "version": self.mc.version, "task": self.mc.task.name}
+        return {"name": self.name, "ready": True, "version": self.version, "task": self.mc.task.name}
 
     def describe(self) -> dict[str, Any]:
         """GET /v1/models/{name}: everything a caller has to know."""

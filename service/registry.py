@@ -1,28 +1,30 @@
-"""The models that are served, by name: finding their folders, loading them, and the thread that computes for them.
+"""The models that are served: finding, loading, replacing and dropping them, and the thread that computes for them.
 
-A model folder has a `model.json`; `models` is one such folder or a folder of them. A model saved without a name is
-called like its folder.
+A model is replaced only when everything new is loaded and warm, in one step: a request is answered by the version that
+was served when it came, also where that is replaced meanwhile, and a version is dropped with its last request. What
+fails to load changes nothing but the index and the log.
 """
 
+import asyncio
 import functools
 import logging
-import re
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from mcdrop.bundle import FILES, read_meta
-from mcdrop.errors import SettingError
-from service.errors import NotReadyError, UnknownModelError
+from mcdrop.errors import BundleError, McdropError, SettingError
+from service.errors import LoadError, NotOfferedError, NotReadyError, UnknownModelError
+from service.loading import LoadMetrics, beside, load
 from service.model import ServedModel
 from service.quota import set_threads
+from service.repository import Scan, Versions, find_models, scan, serving_root
 from service.scheduler import Scheduler
 from service.settings import Settings, raise_limit
+from service.versions import Shelf
 
 log = logging.getLogger("service.registry")
-
-MANIFEST = FILES[0]
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
 class Registry:
@@ -30,10 +32,14 @@ class Registry:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        device = choose_device(settings.device)
-        self.models = {
-            name: ServedModel(name, folder, device, settings) for name, folder in find_models(settings).items()
-        }
+        self.device = choose_device(settings.device)
+        self.metrics: LoadMetrics | None = None
+        self._shelf = Shelf()
+        self._changing = asyncio.Lock()  # one change at a time, in the order in which they were asked for
+        found = find_models(settings)
+        self._shelf.update(Scan(found, {}))
+        for name, versions in found.items():
+            self._shelf.expect(name, self._chosen(name, versions))
         self.default = self._default_name()
         self.scheduler = Scheduler(
             max_pending=settings.max_pending,
@@ -44,8 +50,16 @@ class Registry:
         self.draining = False
         self.failure: Exception | None = None
 
-    def get(self, name: str | None) -> ServedModel:
-        """A model by name, None for the default; raises UnknownModelError, and NotReadyError until it is loaded."""
+    @property
+    def models(self) -> Mapping[str, ServedModel]:
+        """What answers where no version is named: the newest version of each model that is not unloaded."""
+        return self._shelf.newest
+
+    def get(self, name: str | None, version: str | None = None) -> ServedModel:
+        """A model by name, None for the default, and version, None for the newest.
+
+        Raises UnknownModelError for one that is not served, and NotReadyError until it is loaded.
+        """
         if name is None:
             name = self.default
         if name is None:
@@ -53,14 +67,20 @@ class Registry:
                 f"Several models are served ({', '.join(self.models)}) and none is the default. "
                 f"Use /v1/models/NAME/predict, or set {raise_limit('default_model')}."
             )
-        if name not in self.models:
-            raise UnknownModelError(f"There is no model {name!r}. Served are: {', '.join(self.models)}.")
-        model = self.models[name]
+        model = self._shelf.find(name, version)
         _ = model.loaded
         return model
 
+    def index(self) -> list[dict[str, str]]:
+        """Every version in the repository, as it was last looked through: name, version, state and reason."""
+        return self._shelf.index()
+
+    def versions(self, name: str) -> list[dict[str, str]]:
+        """The versions of a model, oldest first: version, state and reason."""
+        return self._shelf.versions(name)
+
     def check_ready(self) -> None:
-        """Raise NotReadyError unless every model is loaded and warm and the server is not about to stop."""
+        """Raise NotReadyError unless what was found at the start is loaded and the server is not about to stop."""
         if self.draining:
             raise NotReadyError("The server is about to stop. Send requests to another one.")
         if self.failure is not None:
@@ -70,14 +90,108 @@ class Registry:
             raise NotReadyError(f"Models are still being loaded: {', '.join(missing)}.")
 
     async def load(self) -> None:
-        """Load and warm every model on the inference thread. Raises what the first faulty one raises."""
-        for model in self.models.values():
+        """Load and warm what was found at the start. Raises what the first faulty one raises."""
+        async with self._changing:
+            for name, _, entry in list(self._shelf):
+                if entry.served is None:
+                    continue
+                try:
+                    await self._load(entry.served)
+                except Exception as error:
+                    self.failure = error
+                    self._failed(name, [entry.served], error)
+                    raise
+                self._announce([entry.served])
+                entry.become("READY", served=entry.served)
+
+    async def load_model(self, name: str) -> None:
+        """Look through the repository again, and load a model from it or load it again.
+
+        Returns when the new version answers. Raises LoadError when it cannot be loaded, UnknownModelError when nothing
+        has that name, NotOfferedError where the setting enable_model_control is off.
+        """
+        self._check_control()
+        async with self._changing:
+            found = await beside(functools.partial(self._scan, self._shelf.names()))
+            served = self.models.get(name)
+            self._shelf.update(found)
+            if name not in found.models and name not in found.faults and served is None:
+                there = ", ".join(found.models)
+                raise UnknownModelError(f"There is no model {name!r} in {self.settings.models}. There are: {there}.")
+            fresh: Sequence[ServedModel] = ()
             try:
-                await self.scheduler.run(model.load())
-            except Exception as error:
-                self.failure = error
+                fresh = self._chosen(name, _versions(found, name))
+                await self._load_all(fresh)
+            except NotReadyError:  # the server stops
                 raise
-            log.info("model %s is ready (%s)", model.name, model.folder)
+            except Exception as error:
+                self._failed(name, fresh, error)
+                foreseen = isinstance(error, McdropError)
+                kept = f"; version {served.version} is served as before" if served is not None else ""
+                log.error("model %s could not be loaded%s: %s", name, kept, error, exc_info=None if foreseen else error)
+                raise LoadError(f"The model {name} could not be loaded{kept}: {error}") from error
+            self._announce(fresh, self._shelf.switch(name, fresh))
+            if name == "default":
+                self.default = self.default or name
+
+    async def unload_model(self, name: str) -> None:
+        """Stop serving a model; requests in progress end as they would. To be loaded again by its name.
+
+        Raises UnknownModelError when nothing has that name, NotOfferedError where enable_model_control is off.
+        """
+        self._check_control()
+        async with self._changing:
+            self._announce((), self._shelf.remove(name, "unloaded"))
+
+    def _check_control(self) -> None:
+        if not self.settings.enable_model_control:
+            raise NotOfferedError(
+                "This server neither loads nor unloads models while it runs. "
+                f"To have it do so, start it with {raise_limit('enable_model_control')} on."
+            )
+
+    def _chosen(self, name: str, versions: Versions) -> list[ServedModel]:
+        """The versions that are to be served, not loaded yet, oldest first."""
+        wanted = list(versions.items()) if self.settings.versions == "all" else list(versions.items())[-1:]
+        return [ServedModel(name, version, folder, self.device, self.settings) for version, folder in wanted]
+
+    def _scan(self, known: Mapping[Path, str]) -> Scan:
+        return scan(serving_root(self.settings), known)
+
+    async def _load_all(self, models: Sequence[ServedModel]) -> None:
+        """All or none; whatever happens, no version is left marked as being loaded."""
+        restore = self._shelf.begin(models)
+        try:
+            for model in models:
+                await self._load(model)
+        except BaseException:
+            restore()
+            raise
+
+    async def _load(self, model: ServedModel) -> None:
+        started = time.perf_counter()
+        await load(model, self.scheduler)
+        seconds = time.perf_counter() - started
+        log.info("model %s, version %s, is ready after %.1f s (%s)", model.name, model.version, seconds, model.folder)
+        if self.metrics is not None:
+            self.metrics.model_loaded(model.name, model.version, seconds)
+
+    def _failed(self, name: str, models: Sequence[ServedModel], error: Exception) -> None:
+        self._shelf.failed(name, [model.version for model in models], str(error))
+        if self.metrics is not None:
+            self.metrics.load_failed(name)
+
+    def _announce(self, fresh: Sequence[ServedModel], retired: Sequence[ServedModel] = ()) -> None:
+        """Say what answers from now on, and what does not. The last request with a version frees it."""
+        versions = {model.version for model in fresh}
+        gone = [model for model in retired if model.version not in versions]
+        for model in gone:
+            log.info("model %s, version %s, takes no more requests", model.name, model.version)
+        if self.metrics is not None:
+            for model in fresh:
+                self.metrics.model_ready(model.name, model.version, True)
+            for model in gone:
+                self.metrics.model_ready(model.name, model.version, False)
 
     def _default_name(self) -> str | None:
         wanted = self.settings.default_model
@@ -90,47 +204,13 @@ class Registry:
         return "default" if wanted is None and "default" in self.models else wanted
 
 
-def find_models(settings: Settings) -> dict[str, Path]:
-    """Model folders by model name. Raises SettingError where there is none, BundleError for a damaged `model.json`."""
-    folder = settings.models
-    if settings.fallback_models is not None and (not folder.is_dir() or not any(folder.iterdir())):
-        log.warning("no models in %s: serving %s", folder, settings.fallback_models)
-        folder = settings.fallback_models
-    if not folder.is_dir():
-        raise SettingError(
-            f"There is no folder {folder}. Give a model folder (one with {MANIFEST} inside) or a folder of them; "
-            "`mcdrop export` and `MCDropout.save` write one."
-        )
-    folders = (
-        [folder] if (folder / MANIFEST).is_file() else sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
-    )
-    folders = [path for path in folders if path == folder or not path.name.startswith(".")]
-    if not folders:
-        raise SettingError(
-            f"{folder} is no model folder and has none inside: no {MANIFEST} in it or one level below. "
-            "`mcdrop export` and `MCDropout.save` write one."
-        )
-    found: dict[str, Path] = {}
-    for path in folders:
-        name = _name(path)
-        if name in found:
-            raise SettingError(
-                f"{found[name]} and {path} both hold a model named {name!r}. Save one under another name."
-            )
-        found[name] = path
-    return found
-
-
-def _name(folder: Path) -> str:
-    """The name under which a model is served, read without loading it."""
-    name: str = read_meta(folder).get("name") or folder.resolve().name
-    if NAME.fullmatch(name) is None:
-        raise SettingError(
-            f"The model in {folder} is named {name!r}, which cannot stand in a URL. "
-            "Use letters, digits, '.', '_' and '-', starting with a letter or digit; "
-            f"the name is `name` in {MANIFEST}, or else the folder's."
-        )
-    return name
+def _versions(found: Scan, name: str) -> Versions:
+    """The versions that a scan found of a model. Raises what it found wrong with it."""
+    if name in found.faults:
+        raise found.faults[name]
+    if name not in found.models:
+        raise BundleError("its folder is gone.")
+    return found.models[name]
 
 
 def choose_device(setting: str) -> torch.device:

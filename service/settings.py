@@ -37,13 +37,22 @@ class Settings(BaseSettings):
 
     config: Path | None = Field(None, description="YAML file with any of the settings below.")
 
-    models: Path = Field(Path("models"), description="A model folder (with model.json inside), or a folder of them.")
+    models: Path = Field(
+        Path("models"),
+        description="A model folder (with model.json inside), a folder of them, or a repository NAME/VERSION/.",
+    )
     fallback_models: Path | None = Field(
         None,
         description="Served instead when `models` does not exist or is empty; the image keeps its demo model here.",
     )
     default_model: str | None = Field(
         None, description="The model that /v1/predict answers with; a single model is the default by itself."
+    )
+    versions: Literal["latest", "all"] = Field(
+        "latest", description="Which versions of each model are loaded: latest (the newest) or all."
+    )
+    enable_model_control: bool = Field(
+        False, description="Whether models can be loaded, reloaded and unloaded over HTTP."
     )
     device: str = Field("auto", description="Where to compute: auto (CUDA if there is one), cpu, cuda, cuda:1, ...")
     threads: int | None = Field(

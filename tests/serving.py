@@ -52,6 +52,30 @@ def models_folder() -> Path:
 
 
 @functools.cache
+def _numbered() -> Path:
+    """A regression whose mean is its bias, for versions that can be told by their answers."""
+    folder = Path(tempfile.mkdtemp(prefix="mcdrop-tests-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for number in range(1, 4):
+        network = nn.Sequential(nn.Linear(2, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+        nn.init.zeros_(network[2].weight)
+        nn.init.constant_(network[2].bias, number)
+        MCDropout(network, torch.rand(2, 2), task="regression", num_samples=8).save(folder / str(number))
+    return folder
+
+
+def add_version(repository: Path, name: str, number: int) -> Path:
+    """Put version `number` (1, 2 or 3) of a model into a repository. It predicts its number for any two values."""
+    return shutil.copytree(_numbered() / str(number), repository / name / str(number))
+
+
+def damage(folder: Path) -> None:
+    """Cut a model's weights off."""
+    weights = folder / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+
+
+@functools.cache
 def model(folder: str) -> MCDropout:
     """What the server should serve, asked without a server."""
     return MCDropout.load(models_folder() / folder)

@@ -158,7 +158,8 @@ def test_the_example_says_what_its_explanation_says(printed):
 
 
 def test_the_curl_line_gets_the_answer_that_is_shown(printed):
-    (line,) = (line for block in BLOCKS for line in block.text.splitlines() if line.startswith("$ curl"))
+    lines = (line for block in BLOCKS for line in block.text.splitlines() if line.startswith("$ curl"))
+    (line,) = (line for line in lines if "/v1/predict" in line)
     parts = shlex.split(line.removeprefix("$ "))
     url = next(part for part in parts if part.startswith("http://"))
     name, _, value = parts[parts.index("-H") + 1].partition(": ")

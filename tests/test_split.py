@@ -1,5 +1,7 @@
 """Prefix and suffix: where the cut falls, and that every way to compute passes gives the same."""
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,21 @@ def test_everything_before_the_first_draw_is_prefix() -> None:
     assert (parts.prefix_calls, parts.suffix_calls) == (4, 2)  # conv, relu, flatten, linear | scale, linear
     assert parts.frontier_axes == (0,)
     assert [site.index for site, _ in parts.draws] == [0]
+
+
+def test_weights_are_freed_with_the_model_at_once(tmp_path: Path) -> None:
+    """Not at the next garbage collection: a server that replaces models holds two otherwise."""
+    MCDropout(convolution(), torch.randn(2, 1, 4, 4), task="classification").save(tmp_path / "model")
+    gc.collect()
+    gc.disable()
+    try:
+        mc = MCDropout.load(tmp_path / "model")
+        mc.warm()
+        weights = [weakref.ref(weight) for weight in graph(mc).program.weights.values()]
+        del mc
+        assert [weight() for weight in weights] == [None] * 6
+    finally:
+        gc.enable()
 
 
 def test_a_branch_without_noise_is_prefix() -> None:

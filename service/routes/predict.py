@@ -41,8 +41,19 @@ async def predict(name: str, request: Request, models: Models) -> Response:
     return await _predict(name, request, models)
 
 
-async def _predict(name: str | None, request: Request, models: Registry) -> Response:
-    model = models.get(name)
+@router.post(
+    "/v1/models/{name}/versions/{version}/predict",
+    summary="Predict with one version of a model",
+    responses=ANSWER,
+    openapi_extra={"requestBody": BODY},
+)
+async def predict_version(name: str, version: str, request: Request, models: Models) -> Response:
+    """The same, of the version that is named instead of the newest."""
+    return await _predict(name, request, models, version)
+
+
+async def _predict(name: str | None, request: Request, models: Registry, version: str | None = None) -> Response:
+    model = models.get(name, version)
     asked = await read(request)
     return Response(await respond(request, models, model, asked, encode), media_type="application/json")
 
