@@ -75,11 +75,11 @@ def test_what_is_wrong_at_once_is_no_stream(http):
 
 
 def test_a_deadline_on_the_way_is_an_error_event(http):
-    found = events(http, STREAM, {"inputs": [ROW] * 64, "num_samples": 10**8, "deadline_ms": 600})
+    found = events(http, STREAM, {"inputs": [ROW] * 64, "num_samples": 10**8, "deadline_ms": 1500})
     assert found[-1][0] == "error"
     assert found[-1][1]["code"] == "deadline-exceeded"
     assert found[-1][1]["status"] == 504
-    assert found[0][0] == "estimate"
+    assert "result" not in [name for name, _ in found]
 
 
 def test_a_deadline_with_partial_answers_ends_in_the_best_so_far(http):
