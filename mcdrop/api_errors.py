@@ -5,12 +5,12 @@ McdropError
     |-- APIConnectionError         no answer: refused, cut off, not understood
     |   `-- APITimeoutError        no answer in time
     `-- APIStatusError             an answer that says no: .status, .code, .request_id, .retry_after
-        |-- BadRequest             400
+        |-- BadRequest             400  shape, dtype, values, limits, where the answer is binary
+        |   `-- UnprocessableRequest   422  the same, where it is JSON
         |-- Authentication         401
         |-- PermissionDenied       403
         |-- NotFound               404  no such model
         |-- PayloadTooLarge        413
-        |-- UnprocessableRequest   422  shape, dtype, values, limits
         |-- Overloaded             429
         |-- NotReady               503
         |-- DeadlineExceeded       504
@@ -23,6 +23,7 @@ from typing import Any
 import httpx
 
 from mcdrop.errors import McdropError
+from mcdrop.retries import retry_after
 
 
 class APIError(McdropError):
@@ -70,7 +71,7 @@ class APIStatusError(APIError):
 
 
 class BadRequest(APIStatusError, ValueError):
-    """400: the body was not understood."""
+    """400: the body was not understood, or asks for what cannot be; the message says which."""
 
 
 class Authentication(APIStatusError, PermissionError):
@@ -89,7 +90,7 @@ class PayloadTooLarge(APIStatusError, ValueError):
     """413: the request has more bytes than the server reads."""
 
 
-class UnprocessableRequest(APIStatusError, ValueError):
+class UnprocessableRequest(BadRequest):
     """422: shape, dtype, values or limits; the message says which."""
 
 
@@ -125,19 +126,23 @@ STATUS_ERRORS: dict[int, type[APIStatusError]] = {
 def connection_error(error: httpx.HTTPError, url: str) -> APIConnectionError:
     """The typed form of an answer that did not come."""
     if isinstance(error, httpx.TimeoutException):
-        return APITimeoutError(f"No answer from {url} in time ({type(error).__name__}). Give a longer timeout=.")
+        return timeout_error(url, type(error).__name__)
     reason = str(error) or type(error).__name__
     return APIConnectionError(f"No answer from {url}: {reason}. Is the server running there?")
 
 
-def status_error(response: httpx.Response, answer: Mapping[str, Any]) -> APIStatusError:
-    status = response.status_code
+def timeout_error(url: str, reason: str) -> APITimeoutError:
+    return APITimeoutError(f"No answer from {url} in time ({reason}). Give a longer timeout=.")
+
+
+def status_error(status: int, headers: Mapping[str, str], answer: Any, url: str) -> APIStatusError:
+    """The typed form of an answer that says no: `answer` is its JSON, a problem or `{"error"}`, or anything else."""
     cls = STATUS_ERRORS.get(status, InternalServer if status >= 500 else APIStatusError)
-    retry_after = response.headers.get("retry-after", "")
+    said: Mapping[str, Any] = answer if isinstance(answer, Mapping) else {}
     return cls(
-        str(answer.get("detail") or f"HTTP {status} from {response.url}"),
+        str(said.get("detail") or said.get("error") or f"HTTP {status} from {url}"),
         status=status,
-        code=str(answer.get("code", cls.code)),
-        request_id=response.headers.get("x-request-id"),
-        retry_after=float(retry_after) if retry_after.isdigit() else None,
+        code=str(said.get("code", cls.code)),
+        request_id=headers.get("x-request-id") or said.get("request_id"),
+        retry_after=retry_after(headers),
     )

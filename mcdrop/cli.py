@@ -110,9 +110,11 @@ class _Command(argparse.ArgumentParser):
     def __init__(self, *, fill: Callable[[argparse.ArgumentParser], None], **settings: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
         self._fill: Callable[[argparse.ArgumentParser], None] | None = fill
+        self.given: tuple[str, ...] = ()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         if self._fill is not None:
+            self.given = tuple(args or ())
             self._fill(self)
             self.add_argument(
                 "--traceback",
@@ -306,7 +308,11 @@ def _add_inspect(commands: Any) -> None:
 
 def _add_predict(commands: Any) -> None:
     def fill(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("folder", type=Path, metavar="FOLDER", help="a model folder")
+        given: Sequence[str] = getattr(parser, "given", ())
+        if any(text.partition("=")[0] == "--url" for text in given):  # the model is elsewhere
+            parser.set_defaults(folder=None)
+        else:
+            parser.add_argument("folder", type=Path, metavar="FOLDER", help="a model folder; none with --url")
         parser.add_argument(
             "data", type=Path, metavar="DATA", help=".npy, .npz (arrays named after the inputs) or .csv"
         )
@@ -316,16 +322,21 @@ def _add_predict(commands: Any) -> None:
         parser.add_argument("--standard-errors", action="store_true", help="add the Monte Carlo error of each number")
         parser.add_argument("--device", help="cpu, cuda, ... (default: CUDA if there is one)")
         parser.add_argument("--json", action="store_true", help="print the predictions as JSON")
+        remote = parser.add_argument_group("by a server, instead of FOLDER")
+        remote.add_argument("--url", help="of the server (its key, if it wants one, in MCDROP_API_KEY)")
+        remote.add_argument("--model", metavar="NAME", help="which of its models (default: the server's)")
 
     commands.add_parser(
         "predict",
         fill=fill,
+        usage="%(prog)s (FOLDER | --url URL [--model NAME]) DATA [-o FILE] [options]",
         help="predict the rows of a data file, with uncertainty",
         description="Predict the rows of a data file. Without -o, a terminal gets a table of the\n"
         "first rows, and a pipe all of them as CSV.",
         epilog="examples:\n"
         "  mcdrop predict models/pets photos.npy -o predictions.csv\n"
-        "  mcdrop predict models/pets photos.npy --num-samples 200 --seed 7 --json\n",
+        "  mcdrop predict models/pets photos.npy --num-samples 200 --seed 7 --json\n"
+        "  mcdrop predict --url http://127.0.0.1:8000 --model pets photos.npy -o predictions.csv\n",
     )
 
 

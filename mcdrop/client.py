@@ -4,16 +4,25 @@
         prediction = client.predict(x, num_samples=100, seed=7)
         prediction.mean, prediction.variance, prediction.entropy, prediction.request_id
 
-`AsyncClient` is the same with `await`. Neither needs PyTorch. `mcdrop.api_errors` draws the errors they raise.
+        for estimate in client.stream(x): ...                # sharpens while the server computes
+        everything = client.predict_many(rows, concurrency=8)    # as many requests as it takes, side by side
+
+`AsyncClient` is the same with `await` and `async for`. Neither needs PyTorch. Tensors travel as bytes where the server
+offers it, else as JSON. Requests that met a busy server or a broken connection are sent again (`mcdrop.retries`), all
+within one time limit, of which the server is told. `mcdrop.api_errors` draws the errors.
 """
 
-import os
-from collections.abc import Sequence
-from typing import Any, Self
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Sequence
+from typing import Any, Literal, Self, TypeVar, Unpack
 
 import httpx
 
-from mcdrop.api import Call, RemotePrediction, Result, list_models, predict, probe_ready, show_model
+from mcdrop import api, exchange, many
+from mcdrop.answers import RemotePrediction, Timings, joined
+from mcdrop.api import Asked, Reply
 from mcdrop.api_errors import (
     APIConnectionError,
     APIError,
@@ -30,8 +39,12 @@ from mcdrop.api_errors import (
     PermissionDenied,
     UnprocessableRequest,
     connection_error,
+    timeout_error,
 )
 from mcdrop.errors import SettingError
+from mcdrop.events import EventReader
+from mcdrop.exchange import Ask, Events, Pause, Talk
+from mcdrop.options import DEFAULT_RETRIES, DEFAULT_TIMEOUT, Connection, Options
 
 __all__ = [
     "APIConnectionError",
@@ -50,29 +63,41 @@ __all__ = [
     "PayloadTooLarge",
     "PermissionDenied",
     "RemotePrediction",
+    "Timings",
     "UnprocessableRequest",
 ]
 
-DEFAULT_URL = "http://127.0.0.1:8000"
-DEFAULT_TIMEOUT = 60.0  # seconds for an answer
+Result = TypeVar("Result")
+
 CONNECT_TIMEOUT = 5.0  # seconds for a connection
+KEEP_ALIVE = 60.0  # seconds that an idle connection is kept; the server closes it after 75, and must not come first
+LIMITS = httpx.Limits(max_connections=1000, max_keepalive_connections=100, keepalive_expiry=KEEP_ALIVE)
 
 
-class Client:
-    """A connection to one server. Close it, or use it in a `with` block; safe to share between threads.
+class Client(Connection):
+    """Connections to one server. Close it, or use it in a `with` block; safe to share between threads.
 
     Args:
         base_url: the server; left out, MCDROP_BASE_URL or http://127.0.0.1:8000.
-        timeout: seconds for an answer, unless a call says otherwise.
-        http_client: your own `httpx.Client`, or an object with its `request` method; it is not closed.
+        api_key: sent as a bearer token; left out, MCDROP_API_KEY, or none.
+        timeout: seconds for a call with all its retries, unless the call says otherwise; 5 of them for a connection.
+        max_retries: further attempts of a request that met a busy server or a broken connection.
+        http_client: your own `httpx.Client`; it is not closed.
+        binary: whether to send tensors as bytes; left out, if the server offers it.
     """
 
     def __init__(
-        self, base_url: str | None = None, *, timeout: float = DEFAULT_TIMEOUT, http_client: httpx.Client | None = None
+        self,
+        base_url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        max_retries: int = DEFAULT_RETRIES,
+        http_client: httpx.Client | None = None,
+        binary: bool | None = None,
     ) -> None:
-        self.base_url = _base_url(base_url)
-        self.timeout = timeout
-        self._http = httpx.Client() if http_client is None else http_client
+        super().__init__(base_url, api_key, timeout, max_retries, binary)
+        self._http = httpx.Client(limits=LIMITS) if http_client is None else http_client
         self._is_own = http_client is None
 
     def predict(
@@ -84,6 +109,10 @@ class Client:
         outputs: Sequence[str] = (),
         quantiles: Sequence[float] | None = None,
         model: str | None = None,
+        version: str | None = None,
+        deadline: float | None = None,
+        allow_partial: bool = False,
+        determinism: Literal["standard", "exact"] | None = None,
         timeout: float | None = None,
     ) -> RemotePrediction:
         """The prediction for a batch: an array when the model has one input, else a dict of arrays by name.
@@ -91,29 +120,93 @@ class Client:
         Args:
             inputs: rows first; arrays, tensors or nested lists, all values finite.
             num_samples: stochastic passes; left out, the model's default.
-            seed: same seed, same masks; left out, the model's default.
+            seed: same seed, same masks; left out, the model's default, which is fixed: a retry gives the same answer.
             outputs: further fields, such as "std", "mutual_information", "standard_errors", "quantiles", "samples".
             quantiles: levels between 0 and 1 for the output "quantiles".
             model: which model; left out, the server's default.
-            timeout: seconds for this call.
+            version: which version of that model; left out, the newest.
+            deadline: seconds from the call after which the answer is of no use to you, at most `timeout`: the server
+                gives up then, and DeadlineExceeded is raised. Left out, the timeout.
+            allow_partial: answer at the deadline from the passes that are done (`prediction.partial`, `num_samples`).
+                Without a deadline it is at nine tenths of the timeout.
+            determinism: "exact" for the same bits whatever else is served, at some cost.
+            timeout: seconds for this call with all its retries.
 
-        Raises InputError before anything is sent, and APIError.
+        Raises InputError and SettingError before anything is sent, and APIError.
         """
-        call = predict(inputs, num_samples, seed, outputs, quantiles, model)
-        return self._send(call, timeout)
+        return self._predict(
+            inputs,
+            {
+                "num_samples": num_samples,
+                "seed": seed,
+                "outputs": outputs,
+                "quantiles": quantiles,
+                "model": model,
+                "version": version,
+                "deadline": deadline,
+                "allow_partial": allow_partial,
+                "determinism": determinism,
+                "timeout": timeout,
+            },
+        )
+
+    def stream(self, inputs: Any, **options: Unpack[Options]) -> Generator[RemotePrediction]:
+        """Predictions that sharpen while the server computes; the last one is what `predict` gives.
+
+        Each has `standard_errors`, and as `num_samples` the passes so far. Takes what `predict` takes. Leaving the
+        loop, or `close()`, ends the request at the server. Raises as `predict` does, also midway.
+        """
+        return self._events(self._asked(inputs, options), options)
+
+    def predict_many(
+        self,
+        inputs: Any,
+        *,
+        batch_size: int | None = None,
+        concurrency: int = many.CONCURRENCY,
+        progress: bool | None = None,
+        **options: Unpack[Options],
+    ) -> RemotePrediction:
+        """One prediction for any number of rows, by several requests side by side, in the order of the rows.
+
+        Args:
+            inputs: as for `predict`, cut into requests; or an iterable of batches (a generator, a data loader), of
+                which only as many are taken as are being sent.
+            batch_size: rows of a request; 256 for arrays, and whatever the batches of an iterable have.
+            concurrency: requests under way at a time.
+            progress: whether to draw a progress bar on standard error; left out, if that is a terminal.
+            options: as for `predict`; `timeout` and `deadline` are those of each request.
+
+        The first error is raised, and nothing further is sent. Under `masks="independent"` a row's masks depend on its
+        place in its request, so they depend on `batch_size` too.
+        """
+        many.check(batch_size, concurrency)
+        started = time.monotonic()
+        batches, total = many.cut(inputs, batch_size)
+        if isinstance(batches, AsyncIterable):
+            raise SettingError("these batches come from an asynchronous iterator; use AsyncClient.")
+        with many.bar(progress, total) as advance:
+            parts = many.in_threads(
+                lambda batch, pause: self._predict(batch, options, pause), batches, concurrency, advance
+            )
+        return joined(parts, seconds=time.monotonic() - started)
 
     def models(self) -> list[dict[str, Any]]:
         """What is served: name, version, task of each model."""
-        return self._send(list_models())
+        return self._run(exchange.call(api.list_models(), self._server, self._deadline({})))
+
+    def default_model(self) -> str | None:
+        """The model that answers where none is named, if there is one."""
+        return self._run(exchange.call(api.default_model(), self._server, self._deadline({})))
 
     def model(self, name: str) -> dict[str, Any]:
         """Everything about one model: inputs, classes, outputs, defaults, limits, sites."""
-        return self._send(show_model(name))
+        return self._run(exchange.call(api.show_model(name), self._server, self._deadline({})))
 
     def ready(self) -> bool:
-        """Whether the server can be reached and has loaded its models."""
+        """Whether the server can be reached and has loaded its models. Asks once."""
         try:
-            return self._send(probe_ready())
+            return self._run(exchange.call(api.probe_ready(), self._server, self._deadline({})))
         except (APIConnectionError, NotReady):
             return False
 
@@ -128,58 +221,124 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _send(self, call: Call[Result], timeout: float | None = None) -> Result:
-        """One request and its answer: the place for trying again."""
-        url, limit = self.base_url + call.path, _timeout(self.timeout if timeout is None else timeout)
+    def _predict(self, inputs: Any, options: Options, pause: Callable[[float], None] | None = None) -> RemotePrediction:
+        deadline = self._deadline(options)
+        return self._run(exchange.predict(self._asked(inputs, options), self._server, deadline), pause)
+
+    def _events(self, asked: Asked, options: Options) -> Generator[RemotePrediction]:
+        events = self._run(exchange.stream(asked, self._server, self._deadline(options)))
+        response: httpx.Response = events.reply.stream
+        reader = EventReader()
         try:
-            response = self._http.request(call.method, url, content=call.content, headers=call.headers(), timeout=limit)
+            for piece in response.iter_bytes():
+                for event in reader.feed(piece):
+                    prediction = events.read(event)
+                    if prediction is not None:
+                        yield prediction
+                    if event.name == "result":
+                        return
+                _check_time(events)
         except httpx.HTTPError as error:
-            raise connection_error(error, url) from error
-        return call.result(response)
+            raise connection_error(error, events.path) from error
+        finally:
+            response.close()
+        raise events.cut_off()
+
+    def _run(self, talk: Talk[Result], pause: Callable[[float], None] | None = None) -> Result:
+        """Do what the conversation says; `pause` is how to wait."""
+        with contextlib.closing(talk):
+            try:
+                step = next(talk)
+                while True:
+                    if isinstance(step, Pause):
+                        (pause or time.sleep)(step.seconds)
+                        step = next(talk)
+                        continue
+                    try:
+                        reply = self._ask(step)
+                    except httpx.HTTPError as error:
+                        step = talk.throw(error)
+                    else:
+                        step = talk.send(reply)
+            except StopIteration as done:
+                result: Result = done.value
+                return result
+
+    def _ask(self, step: Ask) -> Reply:
+        until = time.monotonic() + step.seconds
+        response = self._http.send(_request(self._http, step), stream=True)
+        if step.streamed and response.is_success:
+            return Reply(response.status_code, response.headers, stream=response)
+        pieces = []
+        try:
+            for piece in response.iter_bytes():
+                pieces.append(piece)
+                if time.monotonic() > until:
+                    raise httpx.ReadTimeout("its answer came too slowly")
+        finally:
+            response.close()
+        return Reply(response.status_code, response.headers, b"".join(pieces))
 
 
-class AsyncClient:
+class AsyncClient(Connection):
     """`Client` for asyncio: the same arguments, methods and errors; `await` each call, use `async with`."""
 
     def __init__(
         self,
         base_url: str | None = None,
         *,
+        api_key: str | None = None,
         timeout: float = DEFAULT_TIMEOUT,
+        max_retries: int = DEFAULT_RETRIES,
         http_client: httpx.AsyncClient | None = None,
+        binary: bool | None = None,
     ) -> None:
-        self.base_url = _base_url(base_url)
-        self.timeout = timeout
-        self._http = httpx.AsyncClient() if http_client is None else http_client
+        super().__init__(base_url, api_key, timeout, max_retries, binary)
+        self._http = httpx.AsyncClient(limits=LIMITS) if http_client is None else http_client
         self._is_own = http_client is None
 
-    async def predict(
+    async def predict(self, inputs: Any, **options: Unpack[Options]) -> RemotePrediction:
+        """See `Client.predict`. Cancelling the call makes the server give the prediction up."""
+        deadline = self._deadline(options)
+        return await self._run(exchange.predict(self._asked(inputs, options), self._server, deadline))
+
+    def stream(self, inputs: Any, **options: Unpack[Options]) -> AsyncGenerator[RemotePrediction]:
+        """See `Client.stream`; `contextlib.aclosing` ends the request at once where the loop is left early."""
+        return self._events(self._asked(inputs, options), options)
+
+    async def predict_many(
         self,
         inputs: Any,
         *,
-        num_samples: int | None = None,
-        seed: int | None = None,
-        outputs: Sequence[str] = (),
-        quantiles: Sequence[float] | None = None,
-        model: str | None = None,
-        timeout: float | None = None,
+        batch_size: int | None = None,
+        concurrency: int = many.CONCURRENCY,
+        progress: bool | None = None,
+        **options: Unpack[Options],
     ) -> RemotePrediction:
-        """See `Client.predict`. Cancelling the call makes the server give the prediction up."""
-        call = predict(inputs, num_samples, seed, outputs, quantiles, model)
-        return await self._send(call, timeout)
+        """See `Client.predict_many`; batches may come from an asynchronous iterator, too."""
+        many.check(batch_size, concurrency)
+        started = time.monotonic()
+        batches, total = many.cut(inputs, batch_size)
+        with many.bar(progress, total) as advance:
+            parts = await many.in_tasks(lambda batch: self.predict(batch, **options), batches, concurrency, advance)
+        return joined(parts, seconds=time.monotonic() - started)
 
     async def models(self) -> list[dict[str, Any]]:
         """See `Client.models`."""
-        return await self._send(list_models())
+        return await self._run(exchange.call(api.list_models(), self._server, self._deadline({})))
+
+    async def default_model(self) -> str | None:
+        """See `Client.default_model`."""
+        return await self._run(exchange.call(api.default_model(), self._server, self._deadline({})))
 
     async def model(self, name: str) -> dict[str, Any]:
         """See `Client.model`."""
-        return await self._send(show_model(name))
+        return await self._run(exchange.call(api.show_model(name), self._server, self._deadline({})))
 
     async def ready(self) -> bool:
         """See `Client.ready`."""
         try:
-            return await self._send(probe_ready())
+            return await self._run(exchange.call(api.probe_ready(), self._server, self._deadline({})))
         except (APIConnectionError, NotReady):
             return False
 
@@ -194,23 +353,65 @@ class AsyncClient:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def _send(self, call: Call[Result], timeout: float | None = None) -> Result:
-        url, limit = self.base_url + call.path, _timeout(self.timeout if timeout is None else timeout)
+    async def _events(self, asked: Asked, options: Options) -> AsyncGenerator[RemotePrediction]:
+        events = await self._run(exchange.stream(asked, self._server, self._deadline(options)))
+        response: httpx.Response = events.reply.stream
+        reader = EventReader()
         try:
-            response = await self._http.request(
-                call.method, url, content=call.content, headers=call.headers(), timeout=limit
-            )
+            async for piece in response.aiter_bytes():
+                for event in reader.feed(piece):
+                    prediction = events.read(event)
+                    if prediction is not None:
+                        yield prediction
+                    if event.name == "result":
+                        return
+                _check_time(events)
         except httpx.HTTPError as error:
-            raise connection_error(error, url) from error
-        return call.result(response)
+            raise connection_error(error, events.path) from error
+        finally:
+            await response.aclose()
+        raise events.cut_off()
+
+    async def _run(self, talk: Talk[Result]) -> Result:
+        with contextlib.closing(talk):
+            try:
+                step = next(talk)
+                while True:
+                    if isinstance(step, Pause):
+                        await asyncio.sleep(step.seconds)
+                        step = next(talk)
+                        continue
+                    try:
+                        reply = await self._ask(step)
+                    except httpx.HTTPError as error:
+                        step = talk.throw(error)
+                    else:
+                        step = talk.send(reply)
+            except StopIteration as done:
+                result: Result = done.value
+                return result
+
+    async def _ask(self, step: Ask) -> Reply:
+        try:
+            async with asyncio.timeout(step.seconds):
+                response = await self._http.send(_request(self._http, step), stream=True)
+                if step.streamed and response.is_success:
+                    return Reply(response.status_code, response.headers, stream=response)
+                try:
+                    content = await response.aread()
+                finally:
+                    await response.aclose()
+                return Reply(response.status_code, response.headers, content)
+        except TimeoutError as error:
+            raise httpx.ReadTimeout("its answer came too slowly") from error
 
 
-def _base_url(given: str | None) -> str:
-    url = given or os.environ.get("MCDROP_BASE_URL") or DEFAULT_URL
-    if not url.startswith(("http://", "https://")):
-        raise SettingError(f"base_url is {url!r}; expected a URL such as {DEFAULT_URL}.")
-    return url.rstrip("/")
+def _request(http: httpx.Client | httpx.AsyncClient, step: Ask) -> httpx.Request:
+    limit = httpx.Timeout(step.seconds, connect=min(step.seconds, CONNECT_TIMEOUT))
+    return http.build_request(step.method, step.url, content=step.content, headers=step.headers, timeout=limit)
 
 
-def _timeout(seconds: float) -> httpx.Timeout:
-    return httpx.Timeout(seconds, connect=min(seconds, CONNECT_TIMEOUT))
+def _check_time(events: Events) -> None:
+    """A stream may not go on for ever, although each of its events comes in time."""
+    if events.deadline.left() <= 0:
+        raise timeout_error(events.path, "the stream went on for too long")

@@ -21,6 +21,7 @@ from mcdrop.exporting import build_network, call_of, load_checkpoint
 from mcdrop.inputs import InputSpec, Signature, check_finite
 from mcdrop.prediction import Prediction
 from mcdrop.predictor import MCDropout
+from mcdrop.remote_command import ERROR, Predicted, predict_remotely
 from mcdrop.report import Report
 from mcdrop.report_text import renderables
 from mcdrop.sweep_command import run as run_sweep
@@ -33,7 +34,6 @@ __all__ = ["demo", "export", "inspect", "predict", "serve", "sweep", "versions"]
 SHOWN_ROWS = 20  # of a prediction, in a terminal
 FIRST = ("label", "confidence")  # of the columns
 HIDDEN = ("variance", "mutual_information_plugin", "variation_ratio", "vote_shares")  # there, too wide for a terminal
-ERROR = "_standard_error"
 STEPS = 20  # of a progress bar
 
 
@@ -239,24 +239,33 @@ def summary(mc: MCDropout, name: str) -> None:
 def predict(arguments: argparse.Namespace) -> None:
     if arguments.output is not None:
         check_output(arguments.output)
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    mc = MCDropout.load(arguments.folder, device=device)
-    inputs = read_inputs(arguments.data, mc.signature)
-    check_finite(mc.signature.bind(inputs)[0], mc.signature.names)
-    prediction = _predict(mc, inputs, arguments)
-    made = {"num_samples": prediction.num_samples, "seed": prediction.seed}
-    fields = _fields(prediction)
-    names = mc.task.class_names
+    fields, names, made = predict_remotely(arguments) if arguments.folder is None else _predict_here(arguments)
+    fields = dict(sorted(fields.items(), key=lambda item: (item[1].ndim, item[0] not in FIRST)))
     if arguments.output is not None:
         write_fields(arguments.output, fields, facts=made, class_names=names)
     if arguments.json:
         print(as_json(fields, facts=made))
     elif arguments.output is not None:
-        print(f"{len(prediction)} rows, {made['num_samples']} passes, seed {made['seed']}: {arguments.output}")
+        rows = len(fields["mean"])
+        print(f"{rows} rows, {made['num_samples']} passes, seed {made['seed']}: {arguments.output}")
     elif sys.stdout.isatty():
         _show(fields, names, made)
     else:
         write_csv(sys.stdout, fields, class_names=names)
+
+
+def _predict_here(arguments: argparse.Namespace) -> Predicted:
+    if arguments.model is not None:
+        raise SettingError("--model names a model of a server. Give --url too, or leave it out.")
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    mc = MCDropout.load(arguments.folder, device=device)
+    inputs = read_inputs(arguments.data, mc.signature)
+    check_finite(mc.signature.bind(inputs)[0], mc.signature.names)
+    prediction = _predict(mc, inputs, arguments)
+    arrays = prediction.numpy()
+    fields = {name: getattr(arrays, name) for name in arrays.fields}
+    fields |= {name + ERROR: values for name, values in (arrays.standard_errors or {}).items()}
+    return fields, mc.task.class_names, {"num_samples": prediction.num_samples, "seed": prediction.seed}
 
 
 def _predict(mc: MCDropout, inputs: Any, arguments: argparse.Namespace) -> Prediction:
@@ -269,14 +278,6 @@ def _predict(mc: MCDropout, inputs: Any, arguments: argparse.Namespace) -> Predi
             mc.advance(run, max(1, run.num_samples // STEPS))
             advance(run.passes - before)
     return run.prediction()
-
-
-def _fields(prediction: Prediction) -> dict[str, np.ndarray]:
-    """The prediction's numbers by name: the label, then what has one value in each row, then the rest."""
-    arrays = prediction.numpy()
-    fields = {name: getattr(arrays, name) for name in arrays.fields}
-    fields |= {name + ERROR: values for name, values in (arrays.standard_errors or {}).items()}
-    return dict(sorted(fields.items(), key=lambda item: (item[1].ndim, item[0] not in FIRST)))
 
 
 def _show(fields: dict[str, np.ndarray], class_names: tuple[str, ...] | None, made: dict[str, int]) -> None:

@@ -31,11 +31,15 @@ def open_console(*, stderr: bool = False) -> Console:
 
 
 @contextmanager
-def progress(label: str, total: int) -> Iterator[Advance]:
-    """Gives a function to call after each step; draws a bar on standard error if that is a terminal."""
+def progress(label: str, total: int | None, *, shown: bool | None = None) -> Iterator[Advance]:
+    """Gives a function to call after each step, of `total` where that is known.
+
+    Draws a bar on standard error if that is a terminal, or as `shown` says.
+    """
     console = open_console(stderr=True)
+    visible = console.is_terminal if shown is None else shown
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as display:
+    with Progress(*columns, console=console, transient=True, disable=not visible) as display:
         task = display.add_task(label, total=total)
 
         def advance(steps: int = 1) -> None:
