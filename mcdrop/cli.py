@@ -329,14 +329,14 @@ def _add_predict(commands: Any) -> None:
     commands.add_parser(
         "predict",
         fill=fill,
-        usage="%(prog)s (FOLDER | --url URL [--model NAME]) DATA [-o FILE] [options]",
+        usage="%(prog)s (FOLDER | --url URL [--model NAME]) DATA [options]",
         help="predict the rows of a data file, with uncertainty",
         description="Predict the rows of a data file. Without -o, a terminal gets a table of the\n"
         "first rows, and a pipe all of them as CSV.",
         epilog="examples:\n"
         "  mcdrop predict models/pets photos.npy -o predictions.csv\n"
         "  mcdrop predict models/pets photos.npy --num-samples 200 --seed 7 --json\n"
-        "  mcdrop predict --url http://127.0.0.1:8000 --model pets photos.npy -o predictions.csv\n",
+        "  mcdrop predict --url http://127.0.0.1:8000 --model pets photos.npy -o out.csv\n",
     )
 
 

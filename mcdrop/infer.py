@@ -4,7 +4,7 @@ A binary request names its tensors and their data types, so the model's metadata
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -81,6 +81,8 @@ def read_answer(reply: Reply, timings: Timings, class_names: tuple[str, ...] | N
     }
     said = header.get("parameters", {})
     levels = said.get("quantile_levels", "")
+    if timings.compute_ms is None:
+        timings = replace(timings, queue_ms=said.get("queue_ms"), compute_ms=said.get("compute_ms"))
     return RemotePrediction(
         model=header["model_name"],
         version=header.get("model_version", ""),

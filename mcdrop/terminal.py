@@ -39,7 +39,7 @@ def progress(label: str, total: int | None, *, shown: bool | None = None) -> Ite
     console = open_console(stderr=True)
     visible = console.is_terminal if shown is None else shown
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not visible) as display:
+    with Progress(*columns, console=console, transient=console.is_terminal, disable=not visible) as display:
         task = display.add_task(label, total=total)
 
         def advance(steps: int = 1) -> None:

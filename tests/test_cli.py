@@ -1,6 +1,8 @@
 """The command line, as a user or a script meets it."""
 
 import csv
+import functools
+import io
 import json
 import os
 import re
@@ -19,9 +21,11 @@ import torch
 from safetensors.torch import save_file
 
 from mcdrop.cli import TASKS, main
+from mcdrop.client import Client
 from mcdrop.predictor import MCDropout
 from mcdrop.tasks import TaskName
-from service.settings import Settings
+from service.server import serving
+from service.settings import Settings, load_settings
 
 COMMANDS = ("demo", "export", "inspect", "predict", "serve", "sweep")
 ROOT = Path(__file__).resolve().parents[1]
@@ -471,6 +475,46 @@ def test_predict_refuses_settings_that_mean_nothing(folder, capsys):
     assert "num_samples" in capsys.readouterr().err
     assert mcdrop(f"predict {folder} data.npy -o out.xlsx") == 1
     assert "end it with .npz, .csv, .json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("binary", [None, False])
+def test_predict_by_a_server_writes_the_same_files(folder, capsys, monkeypatch, binary):
+    rows = np.random.default_rng(0).standard_normal((300, 4)).astype(np.float32)
+    np.save("data.npy", rows)
+    np.savetxt("data.csv", rows, delimiter=",")
+    monkeypatch.setattr("mcdrop.remote_command.Client", functools.partial(Client, binary=binary))
+    with serving(load_settings(models=folder, port=0, device="cpu", log_level="error")) as url:
+        for data, model in (("data.npy", ""), ("data.csv", "--model insects")):
+            for output in ("csv", "npz", "json"):
+                options = f"--num-samples 12 --seed 3 --standard-errors -o out.{output}"
+                assert mcdrop(f"predict {folder} {data} {options}") == 0
+                here = Path(f"out.{output}").read_bytes()
+                assert mcdrop(f"predict --url {url} {data} {model} {options}") == 0
+                assert_near(here, Path(f"out.{output}").read_bytes(), output)
+        assert "300 rows, 12 passes, seed 3: out.json" in capsys.readouterr().out
+        assert mcdrop(f"predict --url {url} --model cat data.npy") == 1
+        assert "There is no model 'cat'" in capsys.readouterr().err
+        assert mcdrop(f"predict --url {url} data.npy --device cpu") == 1
+        assert "with --url the server decides" in capsys.readouterr().err
+    assert mcdrop(f"predict {folder} data.npy --model cat") == 1
+    assert "Give --url too" in capsys.readouterr().err
+
+
+def assert_near(here: bytes, there: bytes, kind: str) -> None:
+    """The same names in the same order, and numbers that agree to what a seed promises."""
+    if kind == "npz":
+        with np.load(io.BytesIO(here)) as a, np.load(io.BytesIO(there)) as b:
+            assert a.files == b.files
+            assert all(a[name].dtype == b[name].dtype for name in a.files)
+            assert all(np.allclose(a[name], b[name], rtol=1e-4, atol=1e-5) for name in a.files)
+    elif kind == "json":
+        a, b = json.loads(here), json.loads(there)
+        assert list(a) == list(b)
+        assert all(np.allclose(a[name], b[name], rtol=1e-4, atol=1e-5) for name in a)
+    else:
+        a, b = (list(csv.reader(text.decode().splitlines())) for text in (here, there))
+        assert a[0] == b[0]
+        assert np.allclose(np.array(a[1:], float), np.array(b[1:], float), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -113,10 +113,11 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[tup
                 continue
             text = block.text
             if "http://127.0.0.1:8000" in text:
-                started = started or serving(
-                    load_settings(models=folder / "models" / "quadrants", port=0, device="cpu", log_level="error")
-                )
-                url = started.__enter__()
+                if started is None:
+                    started = serving(
+                        load_settings(models=folder / "models" / "quadrants", port=0, device="cpu", log_level="error")
+                    )
+                    url = started.__enter__()
                 text = text.replace("http://127.0.0.1:8000", url)
             out = StringIO()
             with redirect_stdout(out), torch.random.fork_rng(devices=[]):
@@ -205,8 +206,10 @@ def test_mcdrop_commands_run_on_the_files_of_the_examples(printed, monkeypatch, 
     monkeypatch.setitem(sys.modules, "my_package.models", None)
     del sys.modules["my_package"], sys.modules["my_package.models"]
     assert {command.split()[1] for command in OF_FILES} == {"inspect", "export", "predict", "sweep"}
+    url = str(printed[1].base_url).rstrip("/")
     for command in OF_FILES:
-        assert main(shlex.split(command)[1:]) == 0, (command, capsys.readouterr().err)
+        typed = shlex.split(command.replace("http://127.0.0.1:8000", url))
+        assert main(typed[1:]) == 0, (command, capsys.readouterr().err)
     exported, python = (MCDropout.load(f"models/{name}") for name in ("mine", "quadrants"))
     rows = torch.from_numpy(np.load("points.npy"))
     assert torch.equal(exported.sample(rows, num_samples=4), python.sample(rows, num_samples=4))
@@ -487,7 +490,8 @@ def taken_port() -> None:
 def no_server() -> None:
     with socket.socket() as holder:  # bound but not listening: whoever connects is refused
         holder.bind(("127.0.0.1", 0))
-        with Client(f"http://127.0.0.1:{holder.getsockname()[1]}", http_client=httpx.Client(trust_env=False)) as client:
+        url = f"http://127.0.0.1:{holder.getsockname()[1]}"
+        with Client(url, http_client=httpx.Client(trust_env=False), max_retries=0) as client:
             client.predict([[0.0]])
 
 
