@@ -125,7 +125,7 @@ def bar(shown: bool | None, total: int | None) -> Iterator[Callable[[], None]]:
     if not (sys.stderr.isatty() if shown is None else shown):
         yield lambda: None
         return
-    from mcdrop.terminal import progress  # here, since rich takes longer to load than all of the client
+    from mcdrop.terminal import progress  # here, since most callers draw nothing
 
     with progress("batches", total, shown=True) as advance:
         yield advance

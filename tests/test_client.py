@@ -294,6 +294,8 @@ def test_a_client_object_of_the_callers_is_used_and_left_open(url):
 
 
 def test_importing_the_client_loads_neither_torch_nor_the_server():
-    program = "import sys, mcdrop.client; print([name for name in ('torch', 'fastapi', 'pydantic', 'rich') if name in sys.modules])"
+    program = (
+        "import sys, mcdrop.client; print([name for name in ('torch', 'fastapi', 'pydantic') if name in sys.modules])"
+    )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stdout == "[]\n"
