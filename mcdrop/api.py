@@ -133,9 +133,9 @@ def default_model() -> Call[str | None]:
     return Call("GET", "/v1/models", lambda reply, _: orjson.loads(reply.content).get("default"))
 
 
-def show_model(name: str) -> Call[dict[str, Any]]:
-    """GET /v1/models/{name}."""
-    return Call("GET", f"/v1/models/{quote(name)}", lambda reply, _: dict(orjson.loads(reply.content)))
+def show_model(name: str, version: str | None = None) -> Call[dict[str, Any]]:
+    """GET /v1/models/{name}, or of one version."""
+    return Call("GET", _model_path(name, version), lambda reply, _: dict(orjson.loads(reply.content)))
 
 
 def probe_ready() -> Call[bool]:
@@ -184,8 +184,11 @@ def quote(name: str) -> str:
 def _path(asked: Asked, verb: str) -> str:
     if asked.model is None:
         return f"/v1/{verb}"
-    version = "" if asked.version is None else f"/versions/{quote(asked.version)}"
-    return f"/v1/models/{quote(asked.model)}{version}/{verb}"
+    return f"{_model_path(asked.model, asked.version)}/{verb}"
+
+
+def _model_path(name: str, version: str | None) -> str:
+    return f"/v1/models/{quote(name)}" + ("" if version is None else f"/versions/{quote(version)}")
 
 
 def _json_body(asked: Asked) -> Callable[[int], tuple[bytes, Mapping[str, str]]]:

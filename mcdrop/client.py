@@ -199,9 +199,9 @@ class Client(Connection):
         """The model that answers where none is named, if there is one."""
         return self._run(exchange.call(api.default_model(), self._server, self._deadline({})))
 
-    def model(self, name: str) -> dict[str, Any]:
-        """Everything about one model: inputs, classes, outputs, defaults, limits, sites."""
-        return self._run(exchange.call(api.show_model(name), self._server, self._deadline({})))
+    def model(self, name: str, version: str | None = None) -> dict[str, Any]:
+        """Everything about one model (its newest version): inputs, classes, outputs, defaults, limits, sites."""
+        return self._run(exchange.call(api.show_model(name, version), self._server, self._deadline({})))
 
     def ready(self) -> bool:
         """Whether the server can be reached and has loaded its models. Asks once."""
@@ -331,9 +331,9 @@ class AsyncClient(Connection):
         """See `Client.default_model`."""
         return await self._run(exchange.call(api.default_model(), self._server, self._deadline({})))
 
-    async def model(self, name: str) -> dict[str, Any]:
+    async def model(self, name: str, version: str | None = None) -> dict[str, Any]:
         """See `Client.model`."""
-        return await self._run(exchange.call(api.show_model(name), self._server, self._deadline({})))
+        return await self._run(exchange.call(api.show_model(name, version), self._server, self._deadline({})))
 
     async def ready(self) -> bool:
         """See `Client.ready`."""

@@ -150,6 +150,8 @@ def test_a_named_version_stands_in_the_address():
     drive = Drive(Stub(version="3"))
     assert drive.predict(model="m", version="3").version == "3"
     assert drive.stub.paths[1:] == ["/v2/models/m/versions/3", "/v2/models/m/versions/3/infer"]
+    assert api.stream(api.asked(ROWS, model="m", version="a/b")).path == "/v1/models/m/versions/a%2Fb/stream"
+    assert api.show_model("m", "3").path == "/v1/models/m/versions/3"
     with pytest.raises(InputError, match="give model= too"):
         drive.predict(version="3")
 

@@ -43,6 +43,11 @@ def test_bf16_rounds_as_pytorch_does(array):
     np.testing.assert_array_equal(read(described, memoryview(buffer)), expected)
 
 
+def test_bf16_rounds_ties_to_even():
+    halfway = np.array([0x3F808000, 0x3F818000, 0x7F7F8000], np.uint32).view(np.float32)
+    assert np.frombuffer(write("x", halfway, BF16)[1], "<u2").tolist() == [0x3F80, 0x3F82, 0x7F80]
+
+
 @given(TENSORS, st.sampled_from([*DATATYPES, BF16]))
 def test_a_cast_keeps_the_meaning_or_is_refused(array, datatype):
     with np.errstate(all="ignore"):
