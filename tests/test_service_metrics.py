@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from starlette.types import Receive, Scope, Send
 
 import mcdrop
+from metering import everything
 from raw import connected, head
 from service.app import create_app
 from service.errors import ClientGoneError, OverloadedError, problem
@@ -69,24 +70,6 @@ def value(found: Samples, name: str, **labels: str) -> float:
     return found.get((name, tuple(sorted(labels.items()))), 0.0)
 
 
-def everything() -> Metrics:
-    """Each method called once."""
-    metrics = Metrics()
-    metrics.http("GET", "/", 200)
-    metrics.arrived("m", "1")
-    metrics.answered("m", "1", "ok", 0.02)
-    metrics.started("m", "1", 0.001)
-    metrics.computed("m", "1", rows=3, passes=64, requests=2, cost=192, seconds=0.004, reason="idle")
-    metrics.pending(requests=5, cost=900.0, inflight=2)
-    metrics.saved_samples("m", 40)
-    metrics.nonfinite("m", 7)
-    metrics.uncertainty("m", "1", {"entropy": [0.3], "mutual_information": [0.1], "confidence": [0.9]})
-    metrics.model_ready("m", "1", True)
-    metrics.model_loaded("m", "1", 1.5)
-    metrics.load_failed("m")
-    return metrics
-
-
 def test_the_promised_names_are_there():
     found = of(everything())
     names = {name for name, _ in found}
@@ -120,9 +103,7 @@ def test_each_method_counts_what_it_says():
 
 
 def test_openmetrics_is_spoken_where_it_is_asked_for():
-    metrics = everything()
-    metrics.uncertainty("values", "1", {"entropy": [-1.0]})
-    content, kind = metrics.text("application/openmetrics-text; version=1.0.0")
+    content, kind = everything().text("application/openmetrics-text; version=1.0.0")
     assert kind.startswith("application/openmetrics-text; version=1.0.0")
     assert list(parse_openmetrics(content.decode()))
 
