@@ -33,6 +33,7 @@ class Connection(HttpToolsProtocol):
         self._settings = settings
         self._awaiting = "head"  # or "body", or "nothing" between requests
         self._head_bytes = 0  # of a head that is not complete
+        self._heads = 1  # begun so far
         self._read_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
 
@@ -52,9 +53,9 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._awaiting == "nothing":
             self._begin_head()
-        whole = self._awaiting == "head"  # else a part of `data` belongs to the request before
-        super().data_received(_without_upgrade(data) if whole else data)
-        if self._awaiting == "head" and whole:
+        begins, heads = self._awaiting == "head", self._heads
+        super().data_received(_without_upgrade(data) if begins else data)
+        if self._awaiting == "head" and begins and self._heads == heads:  # else it has parts of other requests
             self._head_bytes += len(data)
             if self._head_bytes > self._settings.max_header_bytes:
                 self._refuse(headers_too_large(self._settings.max_header_bytes))
@@ -84,6 +85,7 @@ class Connection(HttpToolsProtocol):
 
     def _begin_head(self) -> None:
         self._awaiting, self._head_bytes = "head", 0
+        self._heads += 1
         self._time_reading()
 
     def _time_reading(self) -> None:

@@ -177,12 +177,22 @@ def test_an_offer_of_http_2_is_declined_and_the_body_read(http):
 
 
 def test_requests_sent_ahead_are_all_answered(http):
-    """More than headers may take lies between them, since the first has to be computed."""
     once = head(INSECTS, JSON, f"Content-Length: {len(BODY)}") + BODY
     last = head("/health/live", "Connection: close", method="GET")
     with connected(http) as connection:
         connection.sendall(once * 3 + last)
         assert everything(connection).count(b"HTTP/1.1 200 ") == 4
+
+
+def test_a_request_begun_ahead_waits_for_the_answer_before_it(http):
+    """The first takes longer than headers may, and its answer must not be cut off for what follows it."""
+    long = json.dumps({"inputs": [[0, 0, 0, 0]] * 400, "num_samples": 10_000}).encode()
+    first, second = head(INSECTS, JSON, f"Content-Length: {len(long)}") + long, head("/", method="GET")
+    with connected(http) as connection:
+        began = time.monotonic()
+        connection.sendall(first + second[:9])
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        assert time.monotonic() - began > PATIENCE
 
 
 def test_the_limits_have_to_fit_together():
