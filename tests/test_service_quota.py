@@ -10,6 +10,14 @@ from service import quota
 V2, V1 = "sys/fs/cgroup", "sys/fs/cgroup/cpu"
 
 
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What the service says, also where a server in this process has taken its log over."""
+    monkeypatch.setattr(logging.getLogger("service"), "propagate", True)
+    caplog.set_level(logging.INFO, "service")
+    return caplog
+
+
 @pytest.mark.parametrize(
     ("files", "cpus"),
     [
@@ -56,21 +64,19 @@ def test_the_smallest_limit_counts(tmp_path, files, cpus):
 @pytest.mark.parametrize(
     ("cpus", "threads"), [(math.inf, None), (0.2, 1), (1, 1), (1.9, 1), (2, 1), (2.5, 1), (3, 2), (4.99, 3), (64, 7)]
 )
-def test_one_cpu_is_left_to_the_event_loop(monkeypatch, caplog, cpus, threads):
-    caplog.set_level(logging.INFO)
+def test_one_cpu_is_left_to_the_event_loop(monkeypatch, log, cpus, threads):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(quota, "quota", lambda: cpus)
     monkeypatch.setattr(quota, "_cores", lambda: 8)
     assert quota.threads_within_quota() == threads
-    assert (f"{cpus:.2f} CPUs, so {threads} CPU threads" in caplog.text) == (threads is not None)
+    assert (f"{cpus:.2f} CPUs, so {threads} CPU threads" in log.text) == (threads is not None)
 
 
-def test_omp_num_threads_decides(monkeypatch, caplog):
-    caplog.set_level(logging.INFO)
+def test_omp_num_threads_decides(monkeypatch, log):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.setattr(quota, "quota", lambda: 2.0)
     assert quota.threads_within_quota() is None
-    assert "OMP_NUM_THREADS=3" in caplog.text
+    assert "OMP_NUM_THREADS=3" in log.text
 
 
 def test_here_it_works():
