@@ -445,7 +445,9 @@ def _add_sweep(commands: Any) -> None:
 
 
 def _placeholder(annotation: Any) -> str:
-    """What --help shows for a value: N for numbers, the choices of a Literal, else VALUE."""
+    """What --help shows for a value: N for numbers, the choices of a Literal or bool, else FILE or VALUE."""
+    if annotation is bool:
+        return "{true,false}"
     kinds = typing.get_args(annotation) or (annotation,)
     if all(isinstance(kind, str) for kind in kinds):
         return "{" + ",".join(kinds) + "}"

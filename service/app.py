@@ -15,9 +15,12 @@ from starlette.responses import Response
 import mcdrop
 from mcdrop.errors import McdropError
 from service.errors import problem
+from service.memory import trim_as_it_grows
+from service.metrics import Metrics
 from service.middleware import Door
 from service.registry import Registry
-from service.routes import health, models, predict, stream
+from service.routes import health, metrics, models, predict, stream
+from service.security import Gate, Keys
 from service.settings import Settings, load_settings
 
 log = logging.getLogger("service.app")
@@ -43,13 +46,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         swagger_ui_parameters={"validatorUrl": None},  # else the page asks a server on the internet about itself
     )
     app.state.registry = Registry(settings)
+    app.state.registry.metrics = app.state.metrics = Metrics()
+    app.state.keys = keys = Keys.of(settings)
     app.include_router(predict.router)
     app.include_router(stream.router)
     app.include_router(models.router)
     app.include_router(models.admin)
     app.include_router(health.router)
+    app.include_router(metrics.router)
     app.add_exception_handler(HTTPException, _answer)  # the rest goes up to the door by itself
-    app.add_middleware(Door, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(Gate, keys=keys, open_health=settings.open_health, open_metrics=settings.open_metrics)
+    app.add_middleware(Door, settings=settings, metrics=app.state.metrics)  # the last one is the outermost
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     return app
 
@@ -65,10 +72,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     registry.scheduler.start()
     app.state.loading = loading = asyncio.create_task(registry.load())
     loading.add_done_callback(_log_failure)
+    trimming = asyncio.create_task(trim_as_it_grows())
     try:
         yield
     finally:
         loading.cancel()
+        trimming.cancel()
         await asyncio.to_thread(registry.scheduler.stop)
 
 
@@ -81,6 +90,9 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document, with an example per model: a request that was answered while warming up, and its answer."""
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     registry: Registry = app.state.registry
+    if app.state.keys.needed:
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"key": []}]
     examples = {name: model.example for name, model in registry.models.items() if model.example is not None}
     for path, names in {
         "/v1/predict": [name for name in examples if name == registry.default],

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any
 
-from fastapi import Depends, Request, params
+from fastapi import Depends, Request
 
 from service.registry import Registry
+from service.security import Keys
 from service.wire import Problem
 
 
@@ -16,7 +17,13 @@ async def _registry(request: Request) -> Registry:
 
 Models = Annotated[Registry, Depends(_registry)]
 
-ADMIN: list[params.Depends] = []  # what a request must pass to change what is served
+
+async def _administer(request: Request) -> None:
+    keys: Keys = request.app.state.keys
+    keys.check_admin(request.headers)
+
+
+ADMIN = [Depends(_administer)]  # `dependencies=` of routes that change what is served
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     "default": {

@@ -52,6 +52,36 @@ class MediaTypeError(McdropError, ValueError):
     code = "unsupported-media-type"
 
 
+class MalformedRequestError(McdropError, ValueError):
+    """What arrives is not HTTP."""
+
+    code = "malformed-http"
+
+
+class SlowRequestError(McdropError, TimeoutError):
+    """The headers or the body did not arrive in time."""
+
+    code = "request-timeout"
+
+
+class HeadersTooLargeError(McdropError, ValueError):
+    """The address and the headers have more bytes than the server reads."""
+
+    code = "headers-too-large"
+
+
+class UnauthorizedError(McdropError, PermissionError):
+    """A key is needed, and none or a wrong one was given."""
+
+    code = "unauthorized"
+
+
+class ForbiddenError(McdropError, PermissionError):
+    """The key does not allow this, or nothing does."""
+
+    code = "forbidden"
+
+
 class UnknownModelError(McdropError, LookupError):
     """No model of this name and version is served, or none was named and none is the default."""
 
@@ -108,11 +138,16 @@ class Row:
 
 
 AGAIN = (("Retry-After", "1"),)
+CLOSE = (("Connection", "close"),)  # what else comes on this connection cannot be understood, or is not worth the wait
 NOT_AGAIN = (("x-should-retry", "false"),)
 
 TABLE: dict[type[BaseException], Row] = {
     MalformedBodyError: Row(400),
+    MalformedRequestError: Row(400, headers=CLOSE),
+    UnauthorizedError: Row(401, headers=(("WWW-Authenticate", "Bearer"),)),
+    ForbiddenError: Row(403),
     UnknownModelError: Row(404),
+    SlowRequestError: Row(408, headers=CLOSE),
     BodyTooLargeError: Row(413),
     MediaTypeError: Row(415),
     InvalidRequestError: Row(422),
@@ -121,6 +156,7 @@ TABLE: dict[type[BaseException], Row] = {
     SettingError: Row(422),
     LoadError: Row(422),
     OverloadedError: Row(429),
+    HeadersTooLargeError: Row(431, headers=CLOSE),
     ClientGoneError: Row(499),
     ClientDisconnect: Row(499, "client-gone"),  # starlette's, while the body is being read
     NotOfferedError: Row(501),
@@ -166,6 +202,7 @@ def _say(error: HTTPException, scope: Scope) -> str:
 
 
 def _render(scope: Scope, status: int, code: str, detail: str, headers: dict[str, str]) -> Response:
+    scope.setdefault("state", {})["problem"] = (status, code)  # what `service.traffic` counts
     title = TITLES.get(status) or HTTPStatus(status).phrase
     content = {
         "type": f"urn:mcdrop:problem:{code}",

@@ -1,4 +1,4 @@
-"""What happens to every request before and after its route: an id, a byte counter, one line in the log.
+"""What happens to every request before and after its route: an id, limits, one line in the log, one count.
 
 Pure ASGI, so that a route sees its client leave and bodies are counted as they arrive, not after.
 """
@@ -8,12 +8,18 @@ import re
 import time
 import urllib.parse
 import uuid
+from collections.abc import Mapping
+from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import BodyTooLargeError, problem
-from service.settings import raise_limit
+from service import traffic
+from service.bodies import Bodies, Body
+from service.connection import headers_too_large
+from service.errors import problem
+from service.metrics import Metrics
+from service.settings import Settings
 
 access = logging.getLogger("service.access")
 
@@ -21,11 +27,21 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")  # what cannot break a log
 
 
 class Door:
-    """Outermost of the application; also the place where an error that nobody foresaw becomes an answer."""
+    """Outermost of the application; also the place where an error that nobody foresaw becomes an answer.
 
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
+    A route may leave in `request.state.timings` milliseconds by name (queue, compute); the answer tells them as
+    `Server-Timing`.
+    """
+
+    def __init__(self, app: ASGIApp, *, settings: Settings, metrics: Metrics) -> None:
         self.app = app
-        self.max_body_bytes = max_body_bytes
+        self._max_header_bytes = settings.max_header_bytes
+        self._metrics = metrics
+        self._bodies = Bodies(
+            max_body_bytes=settings.max_body_bytes,
+            max_inflight_body_bytes=settings.max_inflight_body_bytes,
+            body_timeout=settings.body_timeout,
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -35,56 +51,65 @@ class Door:
         given = headers.get("x-request-id", "")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         started = time.monotonic()
-        scope.setdefault("state", {}).update(request_id=request_id, arrived=started)
+        state = scope.setdefault("state", {})
+        state.update(request_id=request_id, arrived=started)
+        body = Body(self._bodies, headers, receive)
         status = 0
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                added = MutableHeaders(scope=message)
+                added["X-Request-Id"] = request_id
+                added["Server-Timing"] = _server_timing(state.get("timings", {}), time.monotonic() - started)
             await send(message)
 
         try:
-            await self.app(scope, self._counted(headers, receive), send_with_id)
+            self._check_head(scope)
+            await self.app(scope, body.receive, send_with_id)
         except Exception as error:
             response = problem(error, scope)  # logs what the table does not know
             if status == 0:
                 await response(scope, receive, send_with_id)
         finally:
-            level = logging.DEBUG if scope["path"].startswith("/health/") else logging.INFO
-            milliseconds = (time.monotonic() - started) * 1000
-            path = urllib.parse.quote(scope["path"])  # no line breaks in the log
-            access.log(level, "%s %s %d %.1f ms [%s]", scope["method"], path, status, milliseconds, request_id)
+            body.release()
+            self._finish(scope, status or 500, time.monotonic() - started)  # 0: the server cancelled it
 
-    def _counted(self, headers: Headers, receive: Receive) -> Receive:
-        """`receive`, which raises BodyTooLargeError once more bytes have arrived than are allowed.
+    def _check_head(self, scope: Scope) -> None:
+        size = len(scope["path"]) + len(scope.get("query_string", b""))
+        size += sum(len(name) + len(value) for name, value in scope["headers"])
+        if size > self._max_header_bytes:
+            raise headers_too_large(self._max_header_bytes)
 
-        Before it raises it reads on, and forgets, as many bytes again: a client that is cut off while it sends sees a
-        broken connection in place of the answer. One that asked by `Expect: 100-continue` has not sent anything yet.
-        """
-        limit = self.max_body_bytes
-        declared = int(headers["content-length"]) if headers.get("content-length", "").isdigit() else 0
-        waits = headers.get("expect", "").lower() == "100-continue"
-        arrived = 0
+    def _finish(self, scope: Scope, status: int, seconds: float) -> None:
+        """Count and log a request that has ended, however it did."""
+        route, method, model = traffic.route(scope), traffic.method(scope), ""
+        self._metrics.http(method, route, status)
+        if traffic.predicts(route):
+            model, version = traffic.served(scope)
+            self._metrics.answered(model, version, traffic.outcome(scope, status), seconds)
+        path = urllib.parse.quote(scope["path"])  # no line breaks in the log
+        milliseconds, request_id = seconds * 1000, scope["state"]["request_id"]
+        level = logging.DEBUG if _watches(path) else logging.INFO
+        facts = {
+            "request_id": request_id,
+            "method": scope["method"],
+            "path": path,
+            "route": route,
+            "status": status,
+            "ms": round(milliseconds, 3),
+            "model": model,
+        }
+        line = "%s %s %d %.1f ms [%s]"
+        access.log(level, line, scope["method"], path, status, milliseconds, request_id, extra={"facts": facts})
 
-        async def counted() -> Message:
-            nonlocal arrived
-            if declared > limit and (waits or declared > 2 * limit):
-                raise self._too_large(f"{declared}")
-            message = await receive()
-            arrived += len(message.get("body", b""))
-            if max(arrived, declared) <= limit:
-                return message
-            while message.get("more_body", False) and arrived <= 2 * limit:
-                message = await receive()
-                arrived += len(message.get("body", b""))
-            raise self._too_large(f"{declared}" if declared > limit else f"more than {limit}")
 
-        return counted
+def _watches(path: str) -> bool:
+    """Whether the request is one that comes every few seconds by itself."""
+    return path.startswith(("/health/", "/v2/health/", "/metrics"))
 
-    def _too_large(self, size: str) -> BodyTooLargeError:
-        return BodyTooLargeError(
-            f"The body has {size} bytes and this server reads at most {self.max_body_bytes}. "
-            f"Send fewer rows at a time, or raise {raise_limit('max_body_bytes')}."
-        )
+
+def _server_timing(timings: Mapping[str, Any], seconds: float) -> str:
+    entries = {**timings, "total": seconds * 1000}
+    return ", ".join(f"{name};dur={milliseconds:.3f}" for name, milliseconds in entries.items())

@@ -5,8 +5,8 @@ more, requests in progress finish within `shutdown_timeout`, and `serve` returns
 """
 
 import contextlib
-import copy
 import errno
+import functools
 import signal
 import socket
 import threading
@@ -18,10 +18,11 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.config import LOGGING_CONFIG
 
 from mcdrop.errors import PortError
 from service.app import create_app
+from service.connection import Connection
+from service.logs import logging_config
 from service.settings import Settings
 
 KEEP_ALIVE_SECONDS = 75  # longer than a balancer's, so that it never sends into a connection just closed
@@ -104,9 +105,10 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                http=functools.partial(Connection, settings=settings),  # type: ignore[arg-type]  # uvicorn only calls it
                 lifespan="on",
                 access_log=False,  # service.middleware writes it, with request ids
-                log_config=_logging(settings.log_level),
+                log_config=logging_config(settings.log_level, settings.log_format),
                 log_level=settings.log_level,
                 server_header=False,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
@@ -154,9 +156,3 @@ class Server(uvicorn.Server):
             self.should_exit = True
         else:
             self._on_ready()
-
-
-def _logging(level: str) -> dict[str, Any]:
-    config = copy.deepcopy(LOGGING_CONFIG)
-    config["loggers"]["service"] = {"handlers": ["default"], "level": level.upper(), "propagate": False}
-    return config

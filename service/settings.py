@@ -9,11 +9,12 @@ Sizes are in bytes, times in seconds.
 """
 
 import os
+import typing
 from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
@@ -73,11 +74,39 @@ class Settings(BaseSettings):
     )
     shutdown_timeout: int = Field(30, ge=0, description="Then let requests in progress finish for at most this long.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What the server logs.")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="Lines to read, or one JSON object for each, with request id, route, status, ms and model."
+    )
+
+    api_keys: SecretStr | None = Field(
+        None,
+        description="Keys that requests need, separated by commas; none: everybody may ask. A flag shows in the "
+        "process list, so give them by the environment or a file.",
+    )
+    api_keys_file: Path | None = Field(
+        None, description="File with such keys, one on each line; empty lines and lines that begin with # do not count."
+    )
+    admin_keys: SecretStr | None = Field(
+        None, description="Keys that may also change what is served; none: nobody may. They predict as well."
+    )
+    admin_keys_file: Path | None = Field(None, description="File with such keys, one on each line.")
+    open_health: bool = Field(True, description="Whether probes (/health/, /v2/health/) are answered without a key.")
+    open_metrics: bool = Field(True, description="Whether /metrics is answered without a key.")
 
     max_rows: int = Field(4096, ge=1, description="Rows in one request.")
     max_num_samples: int = Field(10_000, ge=1, description="Passes in one request.")
     max_cost: int = Field(4_000_000, ge=1, description="Rows x passes in one request.")
     max_body_bytes: int = Field(32 * 2**20, ge=1, description="Bytes of a request's body.")
+    max_inflight_body_bytes: int = Field(
+        256 * 2**20, ge=1, description="Bytes of the bodies of all requests in progress; one more is answered 429."
+    )
+    max_header_bytes: int = Field(32 * 2**10, ge=1024, description="Bytes of a request's address and headers.")
+    header_timeout: float = Field(10, gt=0, description="A request's headers have to arrive within this time.")
+    body_timeout: float = Field(
+        60,
+        gt=0,
+        description="A request's body has to arrive within this time, and of an answer some bytes have to be taken.",
+    )
     max_answer_values: int = Field(
         10_000_000, ge=1, description="Numbers in one answer; samples and quantiles keep those of every pass."
     )
@@ -89,6 +118,21 @@ class Settings(BaseSettings):
         300, gt=0, description="Seconds of one slice of work after which /health/live turns 503, to be restarted."
     )
     stream_heartbeat: float = Field(15, gt=0, description="Seconds of silence after which a stream sends a comment.")
+
+    @field_validator("api_keys", "admin_keys", mode="before")
+    @classmethod
+    def _join(cls, value: object) -> object:
+        """A YAML file may have a list."""
+        return ",".join(map(str, value)) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _fit(self) -> "Settings":
+        if self.max_inflight_body_bytes < self.max_body_bytes:
+            raise ValueError(
+                f"The setting max_inflight_body_bytes, {self.max_inflight_body_bytes}, is below max_body_bytes, "
+                f"{self.max_body_bytes}, so that the largest body would never be read. Raise the first of them."
+            )
+        return self
 
     @classmethod
     def settings_customise_sources(
@@ -136,13 +180,17 @@ def _check_yaml(path: Path) -> None:
 
 
 def _explain(problem: ErrorDetails) -> str:
+    if not problem["loc"]:  # of settings that do not fit together
+        return str(problem["ctx"]["error"])
     name = ".".join(str(part) for part in problem["loc"])
     field = Settings.model_fields.get(name)
     if field is None:
         return f"There is no setting {name!r}. The settings are: {', '.join(Settings.model_fields)}."
-    message, value = problem["msg"], problem["input"]
+    message, value = problem["msg"], repr(problem["input"])
+    if SecretStr in typing.get_args(field.annotation):
+        value = "what it was set to"  # an error is no place for a key
     return (
-        f"The setting {name} cannot be {value!r}: {message}. {field.description} "
+        f"The setting {name} cannot be {value}: {message}. {field.description} "
         f"Set it with --{name.replace('_', '-')}, {PREFIX}{name.upper()}, or `{name}:` in the settings file."
     )
 

@@ -32,6 +32,7 @@ from mcdrop.cli import _parser, main
 from mcdrop.client import Client
 from mcdrop.errors import McdropError
 from mcdrop.predictor import MCDropout
+from metering import described
 from service.app import create_app
 from service.errors import HTTP_CODES, TABLE
 from service.server import listen, serving
@@ -272,6 +273,24 @@ def test_every_setting_has_its_line():
         default = "" if field.default is None else f"`{field.default}`"
         wanted[(name,)] = {"setting": f"`{name}`", "default": default, "what": field.description}
     assert rows == wanted
+
+
+def test_every_metric_has_its_line():
+    beside = {"mcdrop_device_memory_bytes"}  # on CUDA only
+    rows = {name: row for row in table("Operating it", "metric") for name in words(row["metric"])}
+    assert beside <= set(rows)
+    assert [row for name, row in rows.items() if name not in beside] == list(described())
+
+
+def test_the_command_line_shows_every_setting(capsys):
+    with pytest.raises(SystemExit):
+        _parser().parse_args(["serve", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for name, field in Settings.model_fields.items():
+        flag = "MODELS" if name == "models" else f"--{name.replace('_', '-')} "
+        default = "" if field.default is None or name == "models" else f" (default: {field.default})"
+        assert flag in shown
+        assert name == "models" or " ".join(f"{field.description}{default}".split()) in shown, name
 
 
 def _codes() -> dict[str, tuple[str, str]]:

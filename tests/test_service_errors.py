@@ -16,6 +16,7 @@ from mcdrop.errors import McdropError
 from mcdrop.predictor import MCDropout
 from service import errors
 from service.app import create_app
+from service.metrics import Metrics
 from service.middleware import Door
 from serving import live, model, settings
 
@@ -174,7 +175,7 @@ def test_a_client_that_asks_first_is_refused_before_it_sends():
 
     headers = [(b"content-length", b"11"), (b"expect", b"100-continue")]
     scope = {"type": "http", "method": "POST", "path": "/", "headers": headers}
-    asyncio.run(Door(app, max_body_bytes=10)(scope, receive, send))
+    asyncio.run(Door(app, settings=settings(max_body_bytes=10), metrics=Metrics())(scope, receive, send))
     assert sent[0]["status"] == 413
 
 
@@ -183,7 +184,7 @@ def test_what_nobody_foresaw_is_500_and_says_nothing_of_itself(caplog):
         raise RuntimeError("a secret path")
 
     async def ask() -> httpx.Response:
-        transport = httpx.ASGITransport(Door(app, max_body_bytes=10))
+        transport = httpx.ASGITransport(Door(app, settings=settings(max_body_bytes=10), metrics=Metrics()))
         async with httpx.AsyncClient(transport=transport, base_url="http://server") as http:
             return await http.get("/", headers={"x-request-id": "mine"})
 

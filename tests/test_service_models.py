@@ -16,6 +16,8 @@ from serving import add_version, damage, live
 
 ASKED = {"inputs": [[0.5, 0.5]]}
 
+KEY = "key-of-the-admin"
+
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
@@ -26,7 +28,8 @@ def repository(tmp_path: Path) -> Path:
 @contextlib.contextmanager
 def controlled(folder: Path, **changes: Any) -> Iterator[httpx.Client]:
     """A client that may load and unload."""
-    with live(models=folder, enable_model_control=True, **changes) as http:
+    with live(models=folder, enable_model_control=True, admin_keys=KEY, **changes) as http:
+        http.headers["Authorization"] = f"Bearer {KEY}"
         yield http
 
 
@@ -105,7 +108,8 @@ def test_a_failed_reload_is_an_answer_and_the_server_stays_ready(repository):
 
 @pytest.mark.parametrize("verb", ["load", "unload"])
 def test_verbs_are_not_offered_unless_that_is_set(repository, verb):
-    with live(models=repository) as http:
+    with live(models=repository, admin_keys=KEY) as http:
+        http.headers["Authorization"] = f"Bearer {KEY}"
         fails(http.post(f"/v1/models/count/{verb}"), 501, "not-offered", "MCDROP_ENABLE_MODEL_CONTROL")
         assert predict(http) == ("1", 1.0)
 

@@ -28,7 +28,9 @@ async def respond(
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not job.future.done():
             raise ClientGoneError("The client closed the connection, so its prediction was given up.")
-        return job.future.result()
+        answer = job.future.result()
+        request.state.timings = {"queue": job.queue_ms, "compute": job.computed * 1000}
+        return answer
     finally:
         registry.scheduler.withdraw(job)
         gone.cancel()

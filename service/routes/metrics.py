@@ -1,0 +1,22 @@
+"""What Prometheus scrapes."""
+
+from fastapi import APIRouter, Request, Response
+
+from service.dependencies import ERRORS
+from service.metrics import Metrics
+
+router = APIRouter(responses=ERRORS)
+
+
+@router.get(
+    "/metrics",
+    tags=["about"],
+    summary="Counts, durations and uncertainty, for Prometheus",
+    responses={200: {"content": {"text/plain": {}}}},
+    response_class=Response,
+)
+async def scrape(request: Request) -> Response:
+    """In Prometheus' text format, or OpenMetrics where that is asked for."""
+    metrics: Metrics = request.app.state.metrics
+    content, content_type = metrics.text(request.headers.get("accept", ""))
+    return Response(content, headers={"Content-Type": content_type})
