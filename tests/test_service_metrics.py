@@ -110,7 +110,7 @@ def test_openmetrics_is_spoken_where_it_is_asked_for():
 
 def test_histograms_of_arrays_count_each_number():
     """Against a count by hand; what is not finite has no place in a histogram."""
-    metrics, entropies = Metrics(), np.array([[0.0, 0.05], [0.3, 0.31], [math.nan, 9.0]], np.float32)
+    metrics, entropies = Metrics(), np.array([[0.0, 0.05], [0.3, 0.31], [math.nan, 9.0]])
     metrics.uncertainty("m", "1", {"entropy": entropies, "confidence": np.ones((3, 2))})
     metrics.uncertainty("m", "1", {"entropy": np.zeros((0, 2)), "label": []})
     found, model = of(metrics), {"model": "m", "version": "1"}
