@@ -130,7 +130,8 @@ class Choice:
         for pattern in self.exclude:
             if _matches(pattern, site):
                 return f"excluded by exclude={pattern!r}"
-        return "p = 0" if self.rate(site) == 0 else None
+        stated = [pattern for pattern in self.rates if _matches(pattern, site)]
+        return f"left out by rates={{{stated[-1]!r}: 0}}" if self.rate(site) == 0 else None
 
     def rate(self, site: Site | Place) -> float | None:
         """The rate that is chosen for a site, or None."""

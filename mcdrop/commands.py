@@ -53,7 +53,7 @@ def serve(arguments: argparse.Namespace) -> None:
     settings = load_settings(**flags)
 
     def ready(url: str) -> None:
-        print(f"Serving {settings.models} at {url}. Documentation at {url}/docs. Ctrl-C stops.", flush=True)
+        print(f"Serving {settings.models} at {url} - documentation at {url}/docs - Ctrl-C stops", flush=True)
 
     server.serve(settings, on_ready=ready)
 

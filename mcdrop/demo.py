@@ -132,10 +132,11 @@ def _show_uncertainty(console: Console, mc: MCDropout, test: Digits) -> None:
 
 def _invite(console: Console, url: str, folder: Path, image: np.ndarray, *, stays: bool = True) -> None:
     _heading(console, f"Served at {url}")
-    console.print("Ask for its least certain digit:\n")
+    ask = "Ask for its least certain digit"
+    console.print(f"{ask}:\n" if stays else f"{ask} (this demo does, and its server ends with it):\n")
     _print_line(console, curl_line(url, image))
     if stays:
-        console.print(f"\nMore at {url}/docs. Ctrl-C stops the server; this starts it again:\n")
+        console.print(f"\nMore at {url}/docs - Ctrl-C stops the server; this starts it again:\n")
         _print_line(console, f"mcdrop serve {folder}")
 
 

@@ -136,8 +136,10 @@ class Prediction:
         rows = 1 if self.is_row else len(self)
         title = "one row" if self.is_row else f"{rows} row{'s' * (rows != 1)}"
         lines = [f"{type(self).__name__}: {title}, {self.num_samples} passes, seed {self.seed}"]
+        if rows == 0:
+            return lines[0]
         fields = {name: getattr(self, name) for name in self._printed}
-        columns = {name: values for name, values in fields.items() if rows and math.prod(values.shape) == rows}
+        columns = {name: values for name, values in fields.items() if math.prod(values.shape) == rows}
         if columns:
             cells = [[name, *map(_number, values.reshape(-1)[:_SHOWN_ROWS])] for name, values in columns.items()]
             cells.insert(0, ["row", *map(str, range(min(rows, _SHOWN_ROWS)))])

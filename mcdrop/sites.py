@@ -68,7 +68,7 @@ class Site:
         row_major: whether on that axis the row is the slow index, where the axis also runs over other units.
         active: whether it draws.
         reason: why it does not, where it does not.
-        source: the line of code that draws, as "file:line".
+        source: the line of code that draws, as "file:line"; None where it is PyTorch's or ours, as in `nn.Sequential`.
     """
 
     index: int
@@ -435,16 +435,15 @@ def path_of(node: Node) -> str:
     return own_path(path)
 
 
-_LIBRARIES = tuple(os.path.dirname(file) + os.sep for file in (torch.__file__, __file__))
+LIBRARIES = tuple(os.path.dirname(file) + os.sep for file in (torch.__file__, __file__))
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
 def source_of(node: Node) -> str | None:
-    """The line of the user's code (else of the library's) from which a traced operation comes, as "file:line"."""
+    """The line of code from which a traced operation comes, as "file:line"; None where it is PyTorch's or ours."""
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    own = [frame for frame in frames if not frame[0].startswith(_LIBRARIES)]
-    name, line = (own or frames or [("", "")])[-1]
-    return f"{name}:{line}" if name else None
+    own = [f"{name}:{line}" for name, line in frames if not name.startswith(LIBRARIES)]
+    return own[-1] if own else None
 
 
 _RATES = ("p", "drop_prob", "drop_rate")

@@ -238,9 +238,6 @@ class Seeded(Supply):
         return super().bernoulli(probs)
 
 
-_LIBRARIES = ("/torch/", "\\torch\\", os.path.dirname(__file__) + os.sep)
-
-
 def caller() -> str:
     """The line outside of PyTorch and mcdrop that is running."""
     frame = sys._getframe(1)

@@ -7,10 +7,12 @@ keeps composite operations whole (linear, attention, recurrent layers). What is 
 """
 
 import contextlib
+import inspect
 import io
 import logging
 import operator
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -19,13 +21,14 @@ from typing import Any
 import sympy
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils._sympy import functions as sizes
 
 from mcdrop.draws import OPERATORS
 from mcdrop.errors import CaptureError, McdropError
 from mcdrop.inputs import InputSpec
 from mcdrop.program import Program
-from mcdrop.sites import UNREACHED, Found, Site, expose
+from mcdrop.sites import LIBRARIES, UNREACHED, Found, Site, expose
 from mcdrop.tracer_rules import tracer_rules
 
 __all__ = ["EXPORT_LOCK", "trace"]
@@ -66,8 +69,33 @@ def _export(network: nn.Module, example: Sequence[Tensor], specs: tuple[InputSpe
         except Exception as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            reason = str(error).strip().split("\n\n")[0][:1500]
-            raise CaptureError(f"torch.export could not trace the network: {type(error).__name__}: {reason}") from error
+            said = str(error).strip().split("\n\n")[0][:1500]
+            reason = f"{type(error).__name__}: {said}".rstrip(".")
+            hint = _HINT if isinstance(error, GuardOnDataDependentSymNode) else ""
+            raise CaptureError(
+                f"torch.export could not trace the network{_place(error, network)}: {reason}{hint}"
+            ) from error
+
+
+_HINT = (
+    ". What happens there depends on the values of a tensor, not on its shape: compute both ways and choose with "
+    "torch.where."
+)
+
+
+def _place(error: Exception, network: nn.Module) -> str:
+    """The last line of the network's own `forward` methods that was run before the error: " at file:line, `code`"."""
+    forwards = (inspect.unwrap(module.forward) for module in network.modules())
+    files = {forward.__code__.co_filename for forward in forwards if hasattr(forward, "__code__")}
+    own = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename in files and not frame.filename.startswith(LIBRARIES)
+    ]
+    if not own:
+        return ""
+    code = f", `{own[-1].line}`" if own[-1].line else ""
+    return f" at {own[-1].filename}:{own[-1].lineno}{code}"
 
 
 def _dynamic_shapes(specs: tuple[InputSpec, ...]) -> tuple[dict[int, Any], ...]:

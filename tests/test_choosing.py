@@ -189,7 +189,7 @@ def test_left_out_is_p_zero(kind: Kind, engine: Any) -> None:
 @each([PLAIN, BY_HAND, OLD])
 def test_a_rate_of_zero_leaves_out(kind: Kind, engine: Any) -> None:
     mc = captured(net(kind, P), rates={"middle*": 0}, engine=engine)
-    assert list(inactive(mc).values()) == ["p = 0"]
+    assert list(inactive(mc).values()) == ["left out by rates={'middle*': 0}"]
     assert torch.equal(mc.sample(X), without(kind, engine).sample(X))
 
 
@@ -308,7 +308,7 @@ def test_the_last_rate_counts_and_shows() -> None:
 def test_reasons_show_in_the_table() -> None:
     mc = three(include=["encoder*", "head*"], exclude="head*", rates={"#1": 0})
     assert "no: excluded by exclude='head*'" in repr(mc.sites)
-    assert "no: p = 0" in repr(mc.sites)
+    assert "no: left out by rates={'#1': 0}" in repr(mc.sites)
     assert "no: not included by include='head*'" in repr(three(include="head*").sites)
 
 

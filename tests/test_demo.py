@@ -46,6 +46,7 @@ def test_it_shows_certain_and_uncertain_digits_and_what_is_none(shown):
     for part in ("Most certain", "Least certain", "random ink", "the letter A", "aleatoric", "epistemic", "head.0"):
         assert part in text
     assert "██" in text
+    assert "\nAsk for its least certain digit (this demo does, and its server ends with it):\n" in text
     drawn = [line for line in text.splitlines() if not line.startswith(("curl", "{"))]
     assert max(map(len, drawn)) <= 80
 

@@ -2,6 +2,7 @@
 
 import random
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from mcdrop import MCDropout
 from mcdrop.eager import drawing, global_generators, neutral
-from mcdrop.errors import BundleError, SettingError, UnsupportedRandomnessError
+from mcdrop.errors import BundleError, CaptureError, SettingError, UnsupportedRandomnessError
 from mcdrop.noise import keep_mask, normal, uniform
 from mcdrop.supplies import Given, Seeded
 
@@ -152,3 +153,52 @@ def test_buffers_are_put_back_after_every_pass() -> None:
     mc = eager(Carries(), torch.ones(2, 3))
     samples = mc.sample(torch.ones(1, 3), num_samples=8)
     assert set(samples.unique().tolist()) <= {0.0, 2.0}
+
+
+# ---- why a network runs eagerly
+
+
+class ByValue(nn.Module):
+    """Decides by a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden: Tensor = self.inner(x)
+        if x.sum() > 0:  # by value
+            return hidden * 2
+        return hidden
+
+
+class OfPacked(nn.Module):
+    """Packs its sequences, which the tracer takes for an error in PyTorch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recurrent = nn.LSTM(4, 3, 2, dropout=0.5, batch_first=True)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        result: Tensor = self.recurrent(packed)[1][0][-1]  # of packed
+        return result
+
+
+@pytest.mark.parametrize(
+    ("network", "example", "comment", "hint"),
+    [
+        (ByValue(), torch.rand(2, 4), "# by value", "choose with torch.where."),
+        (nn.Sequential(ByValue()), torch.rand(2, 4), "# by value", "choose with torch.where."),
+        (OfPacked(), (torch.rand(2, 3, 4), torch.tensor([3, 2])), "# of packed", ""),
+    ],
+)
+def test_the_reason_names_the_line_of_the_network(network, example, comment, hint) -> None:
+    with pytest.raises(CaptureError) as caught:
+        MCDropout(network, example, task="raw", engine="graph")
+    lines = Path(__file__).read_text(encoding="utf-8").splitlines()
+    (number,) = (number for number, line in enumerate(lines, 1) if line.endswith(comment))
+    code = lines[number - 1].strip()
+    assert f"could not trace the network at {__file__}:{number}, `{code}`: " in str(caught.value)
+    assert str(caught.value).endswith(hint)
+    assert ("torch.where" in str(caught.value)) == bool(hint)

@@ -285,6 +285,11 @@ class NoRate(nn.Module):
         return x + torch.randn_like(x) if self.training else x
 
 
+@pytest.mark.parametrize("p", [1e-8, 0.1, 0.2, 0.3, 0.5, 0.999])
+def test_a_rate_to_learn_is_listed_as_it_was_given(p):
+    assert ConcreteDropout(p).p == p
+
+
 @pytest.mark.parametrize("engine", ["graph", "eager"])
 def test_the_innermost_module_with_a_kind_names_a_site(engine: str) -> None:
     noisy = Noisy()

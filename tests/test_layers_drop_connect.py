@@ -132,6 +132,10 @@ def test_refuses_what_means_nothing() -> None:
         add_drop_connect(nn.LSTM(3, 2))
     with pytest.raises(SettingError, match="its parameters are: none"):
         add_drop_connect(nn.ReLU())
+    with pytest.raises(
+        SettingError, match=r'name is 0\.2; give the weight\'s name, "weight" say, and the rate as p=0\.2'
+    ):
+        add_drop_connect(nn.Linear(3, 2), 0.2)  # type: ignore[arg-type]
     for p in (-0.1, 1.5, "0.5"):
         with pytest.raises(SettingError, match="probability of dropping"):
             DropConnect(p)  # type: ignore[arg-type]

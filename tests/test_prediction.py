@@ -186,7 +186,7 @@ def test_it_prints_a_row_per_row() -> None:
 def test_every_kind_prints_whole_empty_and_as_one_row(name: str) -> None:
     prediction: Prediction = make(name)
     assert repr(prediction).startswith(f"{type(prediction).__name__}: 3 rows, 6 passes, seed 11\n")
-    assert ": 0 rows" in repr(prediction[:0])
+    assert repr(prediction[:0]) == f"{type(prediction).__name__}: 0 rows, {prediction.num_samples} passes, seed 11"
     assert ": one row" in repr(prediction[0])
     assert ": 1 row," in repr(prediction[:1])
 

@@ -142,6 +142,7 @@ def test_sites_say_where_and_why() -> None:
         name, line = site.source.rsplit(":", 1)
         assert Path(name) == Path(__file__)
         assert source[int(line) - 1].endswith(comment)
+    assert MCDropout(nn.Sequential(nn.Linear(6, 3), nn.Dropout()), X, task="raw").sites[0].source is None
     assert repr(mc.sites).splitlines()[0].split()[:2] == ["#", "module"]
     assert "no: p is 0" in repr(mc.sites)
     assert "2 active of 4 sites" in repr(mc)

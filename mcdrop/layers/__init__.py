@@ -1,7 +1,8 @@
 """Stochastic layers that PyTorch lacks: one file for each kind, a function and a thin Module.
 
 They are ordinary layers for training, off in evaluation; capture finds their draws like any other, and `Site.kind`
-gives the `dropout_kind` of their class. Unless a layer says otherwise, sequences are (batch, time, features).
+gives the `dropout_kind` of their class. Sequences are (batch, time, features); `VariationalLSTM` and `VariationalGRU`
+have the arguments of `nn.LSTM` and `nn.GRU`, `batch_first` among them.
 """
 
 from mcdrop.layers.concrete import ConcreteDropout, concrete_dropout

@@ -63,8 +63,8 @@ class ConcreteDropout(nn.Module):
 
     @property
     def p(self) -> float:
-        """The rate as it has been learned so far."""
-        return float(torch.sigmoid(self.logit.detach()))
+        """The rate as it has been learned so far, to the six digits that a logit in float32 gives."""
+        return float(f"{torch.sigmoid(self.logit.detach().double()).item():.6g}")
 
     def regulariser(
         self, weight: Float[Tensor, "outputs inputs ..."], *, num_rows: int, length_scale: float = 1.0

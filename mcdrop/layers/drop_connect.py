@@ -69,9 +69,11 @@ def add_drop_connect(module: nn.Module, name: str = "weight", p: float = 0.5) ->
     `torch.nn.utils.parametrize.remove_parametrizations(module, name)` after `module.eval()` takes it off again.
 
     Raises:
-        SettingError: the module has no such parameter, or `p` is not from 0 to 1.
+        SettingError: `name` is no name of a parameter of the module, or `p` is not from 0 to 1.
     """
     drop = DropConnect(p)
+    if not isinstance(name, str):
+        raise SettingError(f'name is {name!r}; give the weight\'s name, "weight" say, and the rate as p={name!r}.')
     if not isinstance(getattr(module, name, None), Tensor):
         have = ", ".join(key for key, _ in module.named_parameters(recurse=False)) or "none"
         raise SettingError(
