@@ -19,7 +19,7 @@ from service.memory import trim_as_it_grows
 from service.metrics import Metrics
 from service.middleware import Door
 from service.registry import Registry
-from service.routes import health, metrics, models, predict, stream
+from service.routes import health, metrics, models, predict, stream, v2
 from service.security import Gate, Keys
 from service.settings import Settings, load_settings
 
@@ -54,6 +54,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(models.admin)
     app.include_router(health.router)
     app.include_router(metrics.router)
+    app.include_router(v2.router)
     app.add_exception_handler(HTTPException, _answer)  # the rest goes up to the door by itself
     app.add_middleware(Gate, keys=keys, open_health=settings.open_health, open_metrics=settings.open_metrics)
     app.add_middleware(Door, settings=settings, metrics=app.state.metrics)  # the last one is the outermost

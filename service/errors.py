@@ -1,9 +1,11 @@
 """Every failure that leaves over HTTP, in one shape and through one table.
 
     {"type", "title", "status", "detail", "code", "request_id"}      as application/problem+json (RFC 9457)
+    {"error": detail}                                                as application/json, under /v2
 
-`detail` is the sentence that a user of the library reads, `code` is stable. Errors travel here by themselves: routes
-raise, never answer. What the table does not know is a bug: the answer says nothing of it, the log says all.
+The Open Inference Protocol knows no 422: there it is 400. `detail` is the sentence that a user of the library reads,
+`code` is stable. Errors travel here by themselves: routes raise, never answer. What the table does not know is a bug:
+the answer says nothing of it, the log says all.
 """
 
 import logging
@@ -82,6 +84,12 @@ class ForbiddenError(McdropError, PermissionError):
     code = "forbidden"
 
 
+class ContentEncodingError(MediaTypeError):
+    """The body is compressed in a way that this server does not read."""
+
+    code = "unsupported-encoding"
+
+
 class UnknownModelError(McdropError, LookupError):
     """No model of this name and version is served, or none was named and none is the default."""
 
@@ -104,6 +112,12 @@ class NotOfferedError(McdropError, NotImplementedError):
     """The server could do this, but it was not started to."""
 
     code = "not-offered"
+
+
+class NonFiniteError(McdropError, ArithmeticError):
+    """An answer holds NaN or infinity, and the setting `nonfinite` refuses that."""
+
+    code = "nonfinite-answer"
 
 
 class OverloadedError(McdropError, RuntimeError):
@@ -140,6 +154,7 @@ class Row:
 AGAIN = (("Retry-After", "1"),)
 CLOSE = (("Connection", "close"),)  # what else comes on this connection cannot be understood, or is not worth the wait
 NOT_AGAIN = (("x-should-retry", "false"),)
+CODINGS = (("Accept-Encoding", "gzip, deflate"),)
 
 TABLE: dict[type[BaseException], Row] = {
     MalformedBodyError: Row(400),
@@ -150,6 +165,7 @@ TABLE: dict[type[BaseException], Row] = {
     SlowRequestError: Row(408, headers=CLOSE),
     BodyTooLargeError: Row(413),
     MediaTypeError: Row(415),
+    ContentEncodingError: Row(415, headers=CODINGS),
     InvalidRequestError: Row(422),
     LimitError: Row(422),
     InputError: Row(422),
@@ -159,6 +175,7 @@ TABLE: dict[type[BaseException], Row] = {
     HeadersTooLargeError: Row(431, headers=CLOSE),
     ClientGoneError: Row(499),
     ClientDisconnect: Row(499, "client-gone"),  # starlette's, while the body is being read
+    NonFiniteError: Row(500, headers=NOT_AGAIN),
     NotOfferedError: Row(501),
     NotReadyError: Row(503, headers=AGAIN),
     DeadlineError: Row(504),
@@ -203,6 +220,10 @@ def _say(error: HTTPException, scope: Scope) -> str:
 
 def _render(scope: Scope, status: int, code: str, detail: str, headers: dict[str, str]) -> Response:
     scope.setdefault("state", {})["problem"] = (status, code)  # what `service.traffic` counts
+    detail = detail.encode("utf-8", "backslashreplace").decode()  # half a surrogate pair, from an escape in JSON
+    if scope.get("path", "") == "/v2" or scope.get("path", "").startswith("/v2/"):
+        status = 400 if status == 422 else status
+        return Response(orjson.dumps({"error": detail}), status, headers, media_type="application/json")
     title = TITLES.get(status) or HTTPStatus(status).phrase
     content = {
         "type": f"urn:mcdrop:problem:{code}",

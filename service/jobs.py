@@ -16,6 +16,7 @@ from mcdrop.prediction import Prediction, concatenate
 from mcdrop.predictor import MCDropout
 from mcdrop.runs import Run, Share
 from service.pace import Pace
+from service.tally import Tally
 
 FIRST_LEVEL = 8  # passes of the first estimate; each next one has twice as many
 
@@ -40,6 +41,7 @@ class Job:
     allow_partial: bool = False
     estimate: Callable[[bytes], None] | None = None  # is told each estimate, on the event loop
     alone: bool = False  # not to be computed together with others
+    tally: Tally | None = None  # counts each slice of work
 
     cost: float = 0.0  # predicted seconds
     began: float | None = None  # when computing began

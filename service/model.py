@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import torch
+from numpy.typing import NDArray
 
 from mcdrop.prediction import Prediction
 from mcdrop.predictor import MCDropout
@@ -21,6 +23,7 @@ from service.outcome import Outcome, arrays
 from service.pace import Pace, calibrate
 from service.scheduler import Steps
 from service.settings import Settings, raise_limit
+from service.tally import Tally
 
 log = logging.getLogger("service.model")
 
@@ -49,6 +52,8 @@ class ServedModel:
     example: Example | None = None
     pace: Pace = field(default_factory=Pace)
     values_per_row: int = 1  # numbers in one row of one pass, as seen while warming up
+    seen: dict[str, NDArray[Any]] = field(default_factory=dict)  # the outputs of that row, without their values
+    tally: Tally = field(default_factory=Tally)
 
     @property
     def loaded(self) -> MCDropout:
@@ -83,7 +88,9 @@ class ServedModel:
             return
         self.values_per_row = prediction.mean[0].numel()
         names = wire.field_names(wire.PredictRequest.model_validate(content), mc.task)
-        answer = wire.encode(self._outcome(prediction, names, mc, None))
+        outcome = self._outcome(prediction, names, mc, None)
+        self.seen = {name: np.broadcast_to(array.dtype.type(0), array.shape) for name, array in outcome.fields.items()}
+        answer = wire.encode(outcome)
         if len(answer) + len(orjson.dumps(content)) <= EXAMPLE_BYTES:
             self.example = Example(content, orjson.loads(answer))
 
@@ -139,6 +146,7 @@ class ServedModel:
             deadline=None if request.deadline_ms is None else arrived + request.deadline_ms / 1000,
             allow_partial=request.allow_partial,
             estimate=estimate,
+            tally=self.tally,
         )
 
     def _outcome(self, result: Prediction | Share, names: Sequence[str], mc: MCDropout, job: Job | None) -> Outcome:

@@ -280,6 +280,8 @@ class Scheduler:
         lead.pace.learn(predicted, took, shape=lead.shape)
         for job in batch:
             job.computed += took
+        if lead.tally is not None:
+            lead.tally.execution(sum(job.run.rows for job in batch), int(took * 1e9))
         if self._watcher is not None:
             rows, samples = sum(job.run.rows for job in batch), sum(job.run.rows * n for job, n in computed.items())
             self._watcher.computed(batch, rows, samples, predicted, took)

@@ -96,7 +96,12 @@ class Settings(BaseSettings):
     max_rows: int = Field(4096, ge=1, description="Rows in one request.")
     max_num_samples: int = Field(10_000, ge=1, description="Passes in one request.")
     max_cost: int = Field(4_000_000, ge=1, description="Rows x passes in one request.")
-    max_body_bytes: int = Field(32 * 2**20, ge=1, description="Bytes of a request's body.")
+    max_body_bytes: int = Field(
+        32 * 2**20, ge=1, description="Bytes of a request's body, as sent and once more decompressed."
+    )
+    max_input_bytes: int = Field(
+        128 * 2**20, ge=1, description="Bytes of one input tensor, counted from its shape before it is read (/v2)."
+    )
     max_inflight_body_bytes: int = Field(
         256 * 2**20, ge=1, description="Bytes of the bodies of all requests in progress; one more is answered 429."
     )
@@ -109,6 +114,16 @@ class Settings(BaseSettings):
     )
     max_answer_values: int = Field(
         10_000_000, ge=1, description="Numbers in one answer; samples and quantiles keep those of every pass."
+    )
+    allow_nonfinite_inputs: bool = Field(
+        False, description="Whether inputs may hold NaN and infinity (/v2; plain JSON cannot carry them)."
+    )
+    nonfinite: Literal["null", "error"] = Field(
+        "null", description="NaN and infinity in answers: null in JSON and as they are in binary tensors, or an error."
+    )
+    compress: Literal["json", "all", "none"] = Field(
+        "json",
+        description="Answers from 16 KiB that are compressed where a client asks: JSON, binary tensors too, or none.",
     )
     max_pending: int = Field(1024, ge=1, description="Requests that wait or are computed; one more is answered 429.")
     max_pending_seconds: float = Field(

@@ -1,5 +1,19 @@
 """Two processes share the tests (see pyproject.toml), so each computes with one thread."""
 
 import os
+from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import httpx
+import pytest
+
+
+@pytest.fixture(scope="session")
+def everything() -> Iterator[httpx.Client]:
+    """A server of every model that the tests of the Open Inference Protocol ask, which takes a while to start."""
+    from serving import live  # here, since it loads torch, which reads the variable above
+    from v2_requests import ADMIN_KEY, everything_folder
+
+    with live(models=everything_folder(), admin_keys=ADMIN_KEY) as client:
+        yield client

@@ -4,6 +4,7 @@ Never computes: the scheduler's thread does, so the event loop stays free.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
@@ -30,7 +31,11 @@ async def respond(
             raise ClientGoneError("The client closed the connection, so its prediction was given up.")
         answer = job.future.result()
         request.state.timings = {"queue": job.queue_ms, "compute": job.computed * 1000}
+        model.tally.success(int(job.queue_ms * 1e6), int(job.computed * 1e9), job.rows)
         return answer
+    except Exception:
+        model.tally.fail(int((time.monotonic() - job.arrived) * 1e9))
+        raise
     finally:
         registry.scheduler.withdraw(job)
         gone.cancel()

@@ -5,10 +5,13 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from service.compression import read_body, respond_with
 from service.dependencies import ERRORS, Models
 from service.errors import MediaTypeError
+from service.nonfinite import finite_only
 from service.registry import Registry
 from service.routes.answering import respond
+from service.settings import Settings
 from service.wire import PredictAnswer, PredictRequest, decode, encode
 
 _LARGE = 2**16  # bytes of JSON that are read in a thread of their own, beside the event loop
@@ -54,14 +57,15 @@ async def predict_version(name: str, version: str, request: Request, models: Mod
 
 async def _predict(name: str | None, request: Request, models: Registry, version: str | None = None) -> Response:
     model = models.get(name, version)
-    asked = await read(request)
-    return Response(await respond(request, models, model, asked, encode), media_type="application/json")
+    asked = await read(request, models.settings)
+    answer = await respond(request, models, model, asked, finite_only(encode, models.settings))
+    return await respond_with(request, answer, media_type="application/json", settings=models.settings)
 
 
-async def read(request: Request) -> PredictRequest:
+async def read(request: Request, settings: Settings) -> PredictRequest:
     """What is asked. Large bodies are read beside the event loop."""
     _check_media_type(request)
-    body = await request.body()
+    body = await read_body(request, settings)
     return await asyncio.to_thread(decode, body) if len(body) > _LARGE else decode(body)
 
 
@@ -70,6 +74,3 @@ def _check_media_type(request: Request) -> None:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
         raise MediaTypeError(f"The body's Content-Type is {kind or 'missing'}. Send Content-Type: application/json.")
-    coding = request.headers.get("content-encoding", "identity").strip().lower()
-    if coding != "identity":
-        raise MediaTypeError(f"The body's Content-Encoding is {coding}. Send the JSON as it is.")

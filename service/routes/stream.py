@@ -54,7 +54,7 @@ async def stream(name: str, request: Request, models: Models) -> Response:
 
 async def _stream(name: str | None, request: Request, models: Registry) -> Response:
     model = models.get(name)
-    answers = estimates(request, models, model, await read(request), encode)
+    answers = estimates(request, models, model, await read(request, models.settings), encode)
     first = await anext(answers)  # what fails before it is answered as usual
     return StreamingResponse(_events(first, answers, request), headers=HEADERS, media_type="text/event-stream")
 
