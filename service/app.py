@@ -45,8 +45,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=_lifespan,
         swagger_ui_parameters={"validatorUrl": None},  # else the page asks a server on the internet about itself
     )
-    app.state.registry = Registry(settings)
-    app.state.registry.metrics = app.state.metrics = Metrics()
+    app.state.metrics = Metrics()
+    app.state.registry = Registry(settings, app.state.metrics)
     app.state.keys = keys = Keys.of(settings)
     app.include_router(predict.router)
     app.include_router(stream.router)

@@ -21,6 +21,14 @@ from service.tally import Tally
 FIRST_LEVEL = 8  # passes of the first estimate; each next one has twice as many
 
 
+class Owner(Protocol):
+    """Whose job it is: a served model."""
+
+    name: str
+    version: str
+    tally: Tally
+
+
 class Finish(Protocol):
     """Turns what was computed into the bytes of an answer. Runs on the inference thread."""
 
@@ -31,6 +39,7 @@ class Finish(Protocol):
 class Job:
     """Belongs to the inference thread, once submitted; `future` to the event loop."""
 
+    model: Owner
     mc: MCDropout
     pace: Pace
     start: Callable[[], Run]  # the request's run, made anew
@@ -41,7 +50,6 @@ class Job:
     allow_partial: bool = False
     estimate: Callable[[bytes], None] | None = None  # is told each estimate, on the event loop
     alone: bool = False  # not to be computed together with others
-    tally: Tally | None = None  # counts each slice of work
 
     cost: float = 0.0  # predicted seconds
     began: float | None = None  # when computing began

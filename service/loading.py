@@ -8,25 +8,12 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from service.model import ServedModel
 from service.scheduler import Scheduler
 
 Result = TypeVar("Result")
-
-
-class LoadMetrics(Protocol):
-    """What is counted of loading."""
-
-    def model_loaded(self, model: str, version: str, seconds: float) -> None:
-        """A version was loaded and is warm."""
-
-    def model_ready(self, model: str, version: str, ready: bool) -> None:
-        """Whether a version answers requests."""
-
-    def load_failed(self, model: str) -> None:
-        """A model could not be loaded; what was served before is served still."""
 
 
 async def load(model: ServedModel, scheduler: Scheduler) -> None:

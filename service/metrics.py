@@ -65,7 +65,7 @@ class Metrics:
         self._batch_requests = histogram("batch_requests", "Requests that one execution computes for.", REQUESTS)
         self._releases = counter("batch_release", "Executions by why they began when they did.", ("reason",))
         self._pending_requests = gauge("pending_requests", "Requests that wait or are computed.")
-        self._pending_cost = gauge("pending_cost", "Rows x passes that wait or are computed.")
+        self._pending_cost = gauge("pending_cost", "Predicted seconds of computing that wait or are computed.")
         self._inflight = gauge("inflight_requests", "Requests that are computed.")
         self._saved = counter("cancelled_samples", "Passes that were spared because nobody waited.", ("model",))
         self._nonfinite = counter("nonfinite_outputs", "Numbers in answers that are NaN or infinite.", ("model",))

@@ -24,6 +24,7 @@ from service.pace import Pace, calibrate
 from service.scheduler import Steps
 from service.settings import Settings, raise_limit
 from service.tally import Tally
+from service.watch import Watch
 
 log = logging.getLogger("service.model")
 
@@ -48,6 +49,7 @@ class ServedModel:
     folder: Path
     device: torch.device
     settings: Settings
+    watch: Watch
     mc: MCDropout | None = None
     example: Example | None = None
     pace: Pace = field(default_factory=Pace)
@@ -134,9 +136,13 @@ class ServedModel:
         names = wire.field_names(request, mc.task)
 
         def finish(result: Prediction | Share, job: Job) -> bytes:
-            return write(self._outcome(result, names, mc, job))
+            outcome = self._outcome(result, names, mc, job)
+            if job.done or job.partial:
+                self.watch.answering(job, result, outcome)
+            return write(outcome)
 
         return Job(
+            model=self,
             mc=mc,
             pace=self.pace,
             start=functools.partial(self.start, request),
@@ -146,7 +152,6 @@ class ServedModel:
             deadline=None if request.deadline_ms is None else arrived + request.deadline_ms / 1000,
             allow_partial=request.allow_partial,
             estimate=estimate,
-            tally=self.tally,
         )
 
     def _outcome(self, result: Prediction | Share, names: Sequence[str], mc: MCDropout, job: Job | None) -> Outcome:

@@ -29,7 +29,7 @@ def finite_only(write: Write, settings: Settings) -> Write:
 
     def checked(outcome: Outcome) -> bytes:
         for name, value in outcome.fields.items():
-            count = count_nonfinite(_arrays(value))
+            count = count_nonfinite(each_array(value))
             if count:
                 raise NonFiniteError(
                     f"The answer's {name} holds {count} values that are NaN or infinite. Look at the inputs' range, "
@@ -40,7 +40,8 @@ def finite_only(write: Write, settings: Settings) -> Write:
     return checked
 
 
-def _arrays(value: Any) -> list[NDArray[Any]]:
+def each_array(value: Any) -> list[NDArray[Any]]:
+    """The arrays in one field of an answer."""
     if isinstance(value, Mapping):
         return [np.asarray(part) for part in value.values()]
     return [np.asarray(part) for part in value] if isinstance(value, list) else [np.asarray(value)]

@@ -16,13 +16,15 @@ import torch
 
 from mcdrop.errors import BundleError, McdropError, SettingError
 from service.errors import LoadError, NotOfferedError, NotReadyError, UnknownModelError
-from service.loading import LoadMetrics, beside, load
+from service.loading import beside, load
+from service.metrics import Metrics
 from service.model import ServedModel
 from service.quota import set_threads
 from service.repository import Scan, Versions, find_models, scan, serving_root
 from service.scheduler import Scheduler
 from service.settings import Settings, raise_limit
 from service.versions import Shelf
+from service.watch import Watch
 
 log = logging.getLogger("service.registry")
 
@@ -30,10 +32,11 @@ log = logging.getLogger("service.registry")
 class Registry:
     """All models by name, the scheduler that computes for them, and whether the server takes requests."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics | None = None) -> None:
         self.settings = settings
         self.device = choose_device(settings.device)
-        self.metrics: LoadMetrics | None = None
+        self.metrics = Metrics() if metrics is None else metrics
+        self.watch = Watch(self.metrics)
         self._shelf = Shelf()
         self._changing = asyncio.Lock()  # one change at a time, in the order in which they were asked for
         found = find_models(settings)
@@ -46,6 +49,7 @@ class Registry:
             max_pending_seconds=settings.max_pending_seconds,
             stuck_seconds=settings.stuck_after,
             prepare=functools.partial(set_threads, settings.threads),
+            watch=self.watch,
         )
         self.draining = False
         self.failure: Exception | None = None
@@ -153,7 +157,9 @@ class Registry:
     def _chosen(self, name: str, versions: Versions) -> list[ServedModel]:
         """The versions that are to be served, not loaded yet, oldest first."""
         wanted = list(versions.items()) if self.settings.versions == "all" else list(versions.items())[-1:]
-        return [ServedModel(name, version, folder, self.device, self.settings) for version, folder in wanted]
+        return [
+            ServedModel(name, version, folder, self.device, self.settings, self.watch) for version, folder in wanted
+        ]
 
     def _scan(self, known: Mapping[Path, str]) -> Scan:
         return scan(serving_root(self.settings), known)
@@ -173,13 +179,11 @@ class Registry:
         await load(model, self.scheduler)
         seconds = time.perf_counter() - started
         log.info("model %s, version %s, is ready after %.1f s (%s)", model.name, model.version, seconds, model.folder)
-        if self.metrics is not None:
-            self.metrics.model_loaded(model.name, model.version, seconds)
+        self.metrics.model_loaded(model.name, model.version, seconds)
 
     def _failed(self, name: str, models: Sequence[ServedModel], error: Exception) -> None:
         self._shelf.failed(name, [model.version for model in models], str(error))
-        if self.metrics is not None:
-            self.metrics.load_failed(name)
+        self.metrics.load_failed(name)
 
     def _announce(self, fresh: Sequence[ServedModel], retired: Sequence[ServedModel] = ()) -> None:
         """Say what answers from now on, and what does not. The last request with a version frees it."""
@@ -187,11 +191,10 @@ class Registry:
         gone = [model for model in retired if model.version not in versions]
         for model in gone:
             log.info("model %s, version %s, takes no more requests", model.name, model.version)
-        if self.metrics is not None:
-            for model in fresh:
-                self.metrics.model_ready(model.name, model.version, True)
-            for model in gone:
-                self.metrics.model_ready(model.name, model.version, False)
+        for model in fresh:
+            self.metrics.model_ready(model.name, model.version, True)
+        for model in gone:
+            self.metrics.model_ready(model.name, model.version, False)
 
     def _default_name(self) -> str | None:
         wanted = self.settings.default_model

@@ -16,7 +16,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -26,6 +26,7 @@ from service.errors import DeadlineError, NotReadyError, OverloadedError
 from service.jobs import Job
 from service.pace import SLICE_SECONDS, power_of_two
 from service.settings import raise_limit
+from service.watch import Watch
 
 log = logging.getLogger("service.scheduler")
 
@@ -43,18 +44,6 @@ class Errand:
     future: "asyncio.Future[Any]"
 
 
-class Watcher(Protocol):
-    """Is told what happens, for metrics."""
-
-    def started(self, job: Job) -> None: ...
-
-    def computed(self, jobs: list[Job], rows: int, passes: int, predicted: float, seconds: float) -> None: ...
-
-    def saved(self, job: Job, samples: int) -> None: ...
-
-    def pending(self, jobs: int, cost: float, inflight: int) -> None: ...
-
-
 class Scheduler:
     """Owner of the thread. `start`, any number of `submit` and `run`, `stop`."""
 
@@ -64,12 +53,12 @@ class Scheduler:
         max_pending: int,
         max_pending_seconds: float = float("inf"),
         stuck_seconds: float = float("inf"),
-        watcher: Watcher | None = None,
+        watch: Watch | None = None,
         prepare: Callable[[], None] | None = None,
     ) -> None:
         self._max_pending, self._max_cost = max_pending, max_pending_seconds
         self._stuck_seconds = stuck_seconds
-        self._watcher = watcher
+        self._watch = watch
         self._prepare = prepare
         self._fresh: deque[Job] = deque()
         self._begun: deque[Job | Errand] = deque()
@@ -81,6 +70,7 @@ class Scheduler:
         self._broken: str | None = None
         self._slice_began: float | None = None
         self._begun_is_next = False
+        self._reason = "idle"  # why the slice in hand has no more jobs: none waits that suits, or it is full
         self._thread = threading.Thread(target=self._compute, name="mcdrop-inference", daemon=True)
 
     # ---- for the event loop
@@ -94,6 +84,11 @@ class Scheduler:
     def cost(self) -> float:
         """Predicted seconds of what is pending."""
         return self._cost
+
+    @property
+    def in_hand(self) -> int:
+        """Jobs and other work that are computed right now."""
+        return len(self._in_hand)
 
     @property
     def trouble(self) -> str | None:
@@ -132,6 +127,8 @@ class Scheduler:
             self._cost += job.cost
             self._fresh.append(job)
             self._changed.notify()
+        if self._watch is not None:
+            self._watch.submitted(job)
 
     def withdraw(self, job: Job) -> None:
         """Nobody waits for this job any more: it costs nothing from now on, but for the slice that is in hand."""
@@ -220,6 +217,7 @@ class Scheduler:
         if isinstance(lead, Errand):
             return lead
         batch = [lead]
+        self._reason = "idle"
         if lead.future.done():
             return batch
         limit = max(SLICE_SECONDS, JOINING * _predicted(batch))
@@ -230,6 +228,8 @@ class Scheduler:
             if sum(each.run.rows for each in more) <= lead.pace.most_rows and _predicted(more) <= limit:
                 queue.remove(job)
                 batch = more
+            else:
+                self._reason = "full"
         return batch
 
     def _slice(self, batch: list[Job] | Errand) -> None:
@@ -262,8 +262,8 @@ class Scheduler:
         for job in batch:
             if job.began is None:
                 job.began = now
-                if self._watcher is not None:
-                    self._watcher.started(job)
+                if self._watch is not None:
+                    self._watch.started(job)
         seconds = SLICE_SECONDS
         if lead.deadline is not None and lead.allow_partial:
             seconds = min(seconds, max(lead.deadline - now, 1e-3))
@@ -280,11 +280,11 @@ class Scheduler:
         lead.pace.learn(predicted, took, shape=lead.shape)
         for job in batch:
             job.computed += took
-        if lead.tally is not None:
-            lead.tally.execution(sum(job.run.rows for job in batch), int(took * 1e9))
-        if self._watcher is not None:
-            rows, samples = sum(job.run.rows for job in batch), sum(job.run.rows * n for job, n in computed.items())
-            self._watcher.computed(batch, rows, samples, predicted, took)
+        if self._watch is not None:
+            samples = sum(job.run.rows * n for job, n in computed.items())
+            self._watch.computed(
+                batch, passes=max(computed.values()), samples=samples, seconds=took, reason=self._reason
+            )
 
     def _outcomes(self, batch: list[Job]) -> list[tuple[Job, Any]]:
         """Answers of the jobs that are done, and of those that cannot be."""
@@ -380,8 +380,8 @@ class Scheduler:
             self._cost = self._cost - job.cost if self._pending else 0.0
 
     def _saved(self, job: Job) -> None:
-        if self._watcher is not None:
-            self._watcher.saved(job, job.left)
+        if self._watch is not None:
+            self._watch.saved(job)
 
     def _tell(self, told: Iterable[tuple[Job | Errand, Any]]) -> None:
         """Settle futures on their loops, all of one loop in one call."""

@@ -17,6 +17,7 @@ from mcdrop.tasks import Task
 from service.jobs import Job
 from service.pace import Pace
 from service.scheduler import Scheduler
+from service.tally import Tally
 
 
 class Engine:
@@ -53,11 +54,12 @@ class Steady(Pace):
 class Model:
     """What a job needs of an MCDropout. `gate` holds every advance, `fault(runs)` may raise, `log` has what ran."""
 
+    name, version = "test", "1"
     device = torch.device("cpu")
 
     def __init__(self) -> None:
         self.sampler = Sampler(Engine(), [True], 10**9)
-        self.pace = Steady()
+        self.pace, self.tally = Steady(), Tally()
         for size in (1, 2, 4, 8):
             self.pace.measure(size, prefix=1e-4 * size, each=1e-4 * size)
         self.gate = threading.Event()
@@ -102,7 +104,7 @@ class Model:
 
         future = asyncio.get_running_loop().create_future()
         keywords = {"arrived": time.monotonic(), **keywords}
-        return Job(self, self.pace, start, finish, future, **keywords)  # type: ignore[arg-type]
+        return Job(self, self, self.pace, start, finish, future, **keywords)  # type: ignore[arg-type]
 
 
 def assert_right(answer: Any, job: Job, *, value: float = 0.0, seed: int = 0, passes: int | None = None) -> None:

@@ -2,8 +2,7 @@
 
 from fastapi import APIRouter, Request, Response
 
-from service.dependencies import ERRORS
-from service.metrics import Metrics
+from service.dependencies import ERRORS, Models
 
 router = APIRouter(responses=ERRORS)
 
@@ -15,8 +14,9 @@ router = APIRouter(responses=ERRORS)
     responses={200: {"content": {"text/plain": {}}}},
     response_class=Response,
 )
-async def scrape(request: Request) -> Response:
+async def scrape(request: Request, models: Models) -> Response:
     """In Prometheus' text format, or OpenMetrics where that is asked for."""
-    metrics: Metrics = request.app.state.metrics
+    metrics, scheduler = models.metrics, models.scheduler
+    metrics.pending(scheduler.pending, scheduler.cost, scheduler.in_hand)
     content, content_type = metrics.text(request.headers.get("accept", ""))
     return Response(content, headers={"Content-Type": content_type})

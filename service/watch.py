@@ -1,0 +1,52 @@
+"""What happens to jobs, told to the metrics and to the statistics of their models."""
+
+from collections.abc import Sequence
+
+from mcdrop.prediction import Prediction
+from mcdrop.runs import Share
+from service.jobs import Job
+from service.metrics import Metrics
+from service.nonfinite import count_nonfinite, each_array
+from service.outcome import Outcome, arrays
+
+DRIFT = ("entropy", "mutual_information", "confidence")  # what shows whether inputs or answers change over time
+
+
+class Watch:
+    """Told by the scheduler and by whoever writes answers; cheap, and safe on any thread."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def submitted(self, job: Job) -> None:
+        """It waits for the thread now."""
+        self._metrics.arrived(job.model.name, job.model.version)
+
+    def started(self, job: Job) -> None:
+        """Its first slice begins."""
+        self._metrics.started(job.model.name, job.model.version, job.queue_ms / 1000)
+
+    def computed(self, jobs: Sequence[Job], *, passes: int, samples: int, seconds: float, reason: str) -> None:
+        """A slice of `passes` passes was computed for these jobs, `samples` rows x passes in all."""
+        model, rows = jobs[0].model, sum(job.run.rows for job in jobs)
+        model.tally.execution(rows, int(seconds * 1e9))
+        self._metrics.computed(model.name, model.version, rows, passes, len(jobs), samples, seconds, reason)
+
+    def saved(self, job: Job) -> None:
+        """Nobody waits for it any more."""
+        if job.left:
+            self._metrics.saved_samples(job.model.name, job.left)
+
+    def answering(self, job: Job, result: Prediction | Share, outcome: Outcome) -> None:
+        """It is answered with this. What several jobs share is looked at once, as a whole."""
+        name, version = job.model.name, job.model.version
+        if (count := count_nonfinite(part for value in outcome.fields.values() for part in each_array(value))) > 0:
+            self._metrics.nonfinite(name, count)
+        if isinstance(result, Share):
+            if "watched" in result.derived:
+                return
+            result.derived["watched"] = True
+            result = result.whole
+        fields = [field for field in DRIFT if field in result.fields]
+        if fields:
+            self._metrics.uncertainty(name, version, arrays(result, fields))
