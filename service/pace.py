@@ -5,6 +5,7 @@ to one of a few batch sizes, powers of two: each new shape costs PyTorch memory,
 request. What is measured while serving corrects the prediction by a factor for each shape of a row.
 """
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Generator, Hashable, Sequence
@@ -17,6 +18,8 @@ from mcdrop.predictor import MCDropout
 SLICE_SECONDS = 0.05  # a person does not notice it, and PyTorch's cost per call disappears in it
 MOST_ROWS = 256  # computed together: more gains nothing on the networks tried
 _GUESS = 1e-4  # seconds for a row or a pass of it, before anything is known
+JOINING = 1.5  # what is too long for a slice may take this much longer with more rows
+_TURNS = 4  # of measuring a batch size
 _SHAPES = 64  # of rows, whose factors are kept
 
 
@@ -46,8 +49,14 @@ class Pace:
         return self._at(rows)[1] * self._factors.get(shape, 1.0)
 
     def measure(self, rows: int, *, prefix: float, each: float) -> None:
-        """Note what a batch size costs; sizes come in ascending order."""
-        self._measured[rows] = max(prefix, 0.0), max(each, 1e-9)
+        """Note what a batch size costs; sizes come in ascending order.
+
+        Fewer rows cost no more than these: they could be filled up to as many.
+        """
+        cost = max(prefix, 0.0), max(each, 1e-9)
+        for size, (known_prefix, known_each) in self._measured.items():
+            self._measured[size] = min(known_prefix, cost[0]), min(known_each, cost[1])
+        self._measured[rows] = cost
 
     def learn(self, predicted: float, seconds: float, *, shape: Hashable = None) -> None:
         """Take into account that what was predicted to take some seconds took others."""
@@ -71,27 +80,33 @@ class Pace:
 
 
 def calibrate(mc: MCDropout, pace: Pace, example: Sequence[torch.Tensor]) -> Generator[None]:
-    """Measure batch sizes, which warms them up too, until one pass fills a slice. `example` has one row per input."""
-    size, expected = 1, 0.0
-    while size <= MOST_ROWS and expected <= SLICE_SECONDS / 2:
+    """Measure batch sizes, which warms them up too, until one pass fills a slice and more rows take as much more time.
+
+    `example` has one row per input. The fastest of several turns counts: other processes make turns slower, and what is
+    measured here decides for good how many requests are computed together.
+    """
+    size, before = 1, 0.0
+    while size <= MOST_ROWS:
         inputs = tuple(
             x.repeat(size, *[1] * (x.ndim - 1)) if spec.batched else x
             for x, spec in zip(example, mc.signature.inputs, strict=True)
         )
         if size > 1 and len(mc.split(mc.start(inputs), 1)) == 1:
             return  # rows have to stay together
-        each, prefix = 0.0, 0.0
-        for _ in range(2):  # the first time is slower
+        began, each = math.inf, math.inf
+        for turn in range(_TURNS):
             run = mc.start(inputs, num_samples=max(mc.num_samples, 2))
-            began = _timed(mc, run, 1)
+            first = _timed(mc, run, 1)
             yield
-            passes = max(1, min(run.num_samples - 1, int(SLICE_SECONDS / max(expected, began, 1e-6))))
-            each = _timed(mc, run, passes) / passes
-            prefix = began - each
+            passes = max(1, min(run.num_samples - 1, int(SLICE_SECONDS / 2 / max(first, 1e-6))))
+            later = _timed(mc, run, passes) / passes
             yield
-        pace.measure(size, prefix=prefix, each=each)
-        expected = 2 * (max(prefix, 0.0) + each)
-        size *= 2
+            if turn > 0:  # the first time is slower
+                began, each = min(began, first), min(each, later)
+        if began > max(SLICE_SECONDS / 2, JOINING * before) and size > 1:
+            return
+        pace.measure(size, prefix=began - each, each=each)
+        size, before = 2 * size, began
 
 
 def _timed(mc: MCDropout, run: Any, passes: int) -> float:

@@ -24,7 +24,7 @@ from mcdrop.errors import InputError
 from mcdrop.memory import is_out_of_memory
 from service.errors import DeadlineError, NotReadyError, OverloadedError
 from service.jobs import Job
-from service.pace import SLICE_SECONDS, power_of_two
+from service.pace import JOINING, SLICE_SECONDS, power_of_two
 from service.settings import raise_limit
 from service.watch import Watch
 
@@ -32,8 +32,6 @@ log = logging.getLogger("service.scheduler")
 
 Result = TypeVar("Result")
 Steps = Generator[None, None, Result]
-
-JOINING = 1.5  # a slice that is too long for one job may take this much longer with others
 
 
 @dataclass(eq=False)

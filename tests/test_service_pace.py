@@ -1,10 +1,14 @@
 """What computing costs: measured by batch size, corrected while serving."""
 
+import itertools
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service import pace as pacing
 from service.pace import MOST_ROWS, Pace, calibrate, power_of_two
 from serving import model
 
@@ -26,6 +30,14 @@ def test_costs_are_those_of_the_batch_size_that_is_filled_up():
     assert [pace.prefix(rows) for rows in (0, 1, 2, 3, 4, 8)] == [0, 1, 2, 3, 3, 6]
     assert [pace.each(rows) for rows in (0, 1, 2, 3, 4, 8)] == [0, 10, 20, 25, 25, 50]
     assert pace.batch_sizes == (1, 2, 4)
+
+
+def test_fewer_rows_cost_no_more_than_more():
+    pace = Pace()
+    pace.measure(1, prefix=5, each=10)
+    pace.measure(2, prefix=4, each=20)
+    pace.measure(4, prefix=6, each=15)
+    assert [(pace.prefix(rows), pace.each(rows)) for rows in (1, 2, 4)] == [(4, 10), (4, 15), (6, 15)]
 
 
 def test_before_anything_is_measured_there_is_a_guess():
@@ -50,3 +62,22 @@ def test_sizes_are_measured_until_a_pass_fills_a_slice():
     assert all(later == 2 * size for size, later in zip(pace.batch_sizes, pace.batch_sizes[1:], strict=False))
     assert pace.most_rows <= MOST_ROWS
     assert all(pace.each(size) > 0 for size in pace.batch_sizes)
+
+
+def test_turns_that_other_processes_slow_down_do_not_count(monkeypatch):
+    slow_but_for_one_of_four = itertools.cycle([0.1] * 6 + [0.001] * 2)  # each turn measures two times
+    monkeypatch.setattr(pacing, "_timed", lambda mc, run, passes: passes * next(slow_but_for_one_of_four))
+    mc, pace = model("one"), Pace()
+    for _ in calibrate(mc, pace, mc.start(torch.zeros(1, 4)).inputs):
+        pass
+    assert pace.most_rows == MOST_ROWS
+    assert pace.prefix(1) + pace.each(1) == pytest.approx(0.001)
+
+
+@pytest.mark.parametrize(("growth", "most"), [(1.0, MOST_ROWS), (2.0, 1)])
+def test_where_one_pass_is_long_more_rows_join_it_only_if_they_are_cheaper_together(monkeypatch, growth, most):
+    monkeypatch.setattr(pacing, "_timed", lambda mc, run, passes: passes * 0.1 * growth ** math.log2(run.rows))
+    mc, pace = model("one"), Pace()
+    for _ in calibrate(mc, pace, mc.start(torch.zeros(1, 4)).inputs):
+        pass
+    assert pace.most_rows == most

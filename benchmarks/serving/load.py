@@ -1,8 +1,8 @@
 """Load: closed loop, where each client waits for its answer before it asks again, and open loop, where none does.
 
-Closed loops are driven by wrk where it is installed, else by the clients below. A closed loop hides queueing: while the
-server is slow it is asked less. The open loop asks at random moments (Poisson) at a given mean rate, whatever the server
-does, and counts each latency from the moment at which the request was due.
+Closed loops are driven by wrk where it is installed, else by the clients below. A closed loop hides queueing: while
+the server is slow it is asked less. The open loop asks at random moments (Poisson) at a given mean rate, whatever the
+server does, and counts each latency from the moment at which the request was due.
 """
 
 import asyncio
@@ -171,6 +171,7 @@ class Client(asyncio.Protocol):
         self._head = "\r\n".join([*lines, *(f"{name}: {value}" for name, value in target.headers)]).encode()
         self._port, self._received = target.port, bytearray()
         self._close: Callable[[], None] = lambda: None
+        self._answer: asyncio.Future[bool] | None = None
 
     async def open(self) -> "Client":
         """Connect."""
@@ -190,7 +191,7 @@ class Client(asyncio.Protocol):
 
     async def ask(self, body: bytes) -> bool:
         """Send a body and wait for all of the answer. Whether its status is 200."""
-        self._answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._answer = asyncio.get_running_loop().create_future()
         self._received.clear()
         self._transport.write(b"%b\r\nContent-Length: %d\r\n\r\n%b" % (self._head, len(body), body))
         return await self._answer
@@ -199,14 +200,14 @@ class Client(asyncio.Protocol):
         """asyncio's: part of an answer."""
         self._received += data
         end = self._received.find(b"\r\n\r\n")
-        if end < 0:
+        if end < 0 or self._answer is None or self._answer.done():
             return
         head = bytes(self._received[:end]).lower()
         length = int(head.partition(b"content-length:")[2].split(b"\r\n", 1)[0])
-        if len(self._received) >= end + 4 + length and not self._answer.done():
+        if len(self._received) >= end + 4 + length:
             self._answer.set_result(head.startswith(b"http/1.1 200"))
 
     def connection_lost(self, error: Exception | None) -> None:
         """asyncio's: no more answers."""
-        if not getattr(self, "_answer", None) is None and not self._answer.done():
+        if self._answer is not None and not self._answer.done():
             self._answer.set_result(False)

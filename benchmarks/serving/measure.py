@@ -64,7 +64,7 @@ class LoadResult:
 
 @dataclass(frozen=True)
 class HttpResult:
-    """Milliseconds: the median of medians of a request with one connection, of a library call, and what lies between."""
+    """Milliseconds: medians of medians of a request with one connection and of a library call, and the difference."""
 
     case: str
     body: str
@@ -160,7 +160,7 @@ def _result(
 
 
 def measure_http(case: Case, folder: Path, seconds: float = HTTP_SECONDS) -> HttpResult:
-    """What a request takes besides the library's call, with one connection and binary rows where the server has them."""
+    """What a request takes besides the library's call; one connection, binary rows where the server takes them."""
     mc, row = MCDropout.load(folder), case.rows(1)
     requests, calls = [], []
     with running(OURS, case.name, folder, _json(case)) as server:
