@@ -1,7 +1,9 @@
-"""How many CPU threads to compute with under a container's CPU limit.
+"""How many CPU threads to compute with, by the cores of the machine and a container's CPU limit.
 
-PyTorch starts as many threads as the machine has cores. Under a limit (docker run --cpus, a Kubernetes limit, systemd's
-CPUQuota) they use it up early in each period and the kernel then stops them all, so that fewer threads are faster.
+PyTorch starts as many threads as the machine has cores, and they wait for each other at the end of each operation.
+While the event loop has one of the cores, all wait for the thread that would have it; so one core is left to it. Under
+a limit (docker run --cpus, a Kubernetes limit, systemd's CPUQuota) they use it up early in each period and the kernel
+then stops them all, so that fewer threads are faster.
 """
 
 import logging
@@ -26,16 +28,16 @@ def set_threads(wanted: int | None) -> None:
 
 
 def threads_within_quota() -> int | None:
-    """CPU threads under the limit of this process, or None without one, and where OMP_NUM_THREADS has decided.
+    """CPU threads for the cores and the limit of this process, or None where OMP_NUM_THREADS has decided.
 
-    One CPU is left to the event loop; part of a CPU is no CPU.
+    One CPU is left to the event loop; part of a CPU is no CPU. Without a limit no more than PyTorch would take.
     """
     if "OMP_NUM_THREADS" in os.environ:
         log.info("OMP_NUM_THREADS=%s decides the number of CPU threads", os.environ["OMP_NUM_THREADS"])
         return None
     cpus = quota()
     if cpus == UNLIMITED:
-        return None
+        return max(1, min(torch.get_num_threads(), _cores() - 1))
     threads = max(1, min(math.floor(cpus), _cores()) - 1)
     log.info("the CPU limit here is %.2f CPUs, so %d CPU threads", cpus, threads)
     return threads

@@ -59,7 +59,7 @@ class Settings(BaseSettings):
     threads: int | None = Field(
         None,
         ge=1,
-        description="CPU threads for computing; left out, PyTorch's choice within the container's CPU limit.",
+        description="CPU threads for computing; left out, as many as there are CPUs, less one for the event loop.",
     )
     max_memory: int | None = Field(
         None, ge=1, description="Bytes for the passes computed at one time; left out, a share of what is free."

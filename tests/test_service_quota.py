@@ -4,6 +4,7 @@ import logging
 import math
 
 import pytest
+import torch
 
 from service import quota
 
@@ -62,14 +63,15 @@ def test_the_smallest_limit_counts(tmp_path, files, cpus):
 
 
 @pytest.mark.parametrize(
-    ("cpus", "threads"), [(math.inf, None), (0.2, 1), (1, 1), (1.9, 1), (2, 1), (2.5, 1), (3, 2), (4.99, 3), (64, 7)]
+    ("cpus", "threads"), [(math.inf, 7), (0.2, 1), (1, 1), (1.9, 1), (2, 1), (2.5, 1), (3, 2), (4.99, 3), (64, 7)]
 )
 def test_one_cpu_is_left_to_the_event_loop(monkeypatch, log, cpus, threads):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(quota, "quota", lambda: cpus)
     monkeypatch.setattr(quota, "_cores", lambda: 8)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     assert quota.threads_within_quota() == threads
-    assert (f"{cpus:.2f} CPUs, so {threads} CPU threads" in log.text) == (threads is not None)
+    assert (f"{cpus:.2f} CPUs, so {threads} CPU threads" in log.text) == (cpus < math.inf)
 
 
 def test_omp_num_threads_decides(monkeypatch, log):
