@@ -89,9 +89,14 @@ class Door:
         if traffic.predicts(route):
             model, version = traffic.served(scope)
             self._metrics.answered(model, version, traffic.outcome(scope, status), seconds)
+        level = logging.DEBUG if _watches(scope["path"]) else logging.INFO
+        if access.isEnabledFor(level):
+            self._log(level, scope, route, status, seconds * 1000, model)
+
+    @staticmethod
+    def _log(level: int, scope: Scope, route: str, status: int, milliseconds: float, model: str) -> None:
         path = urllib.parse.quote(scope["path"])  # no line breaks in the log
-        milliseconds, request_id = seconds * 1000, scope["state"]["request_id"]
-        level = logging.DEBUG if _watches(path) else logging.INFO
+        request_id = scope["state"]["request_id"]
         facts = {
             "request_id": request_id,
             "method": scope["method"],
