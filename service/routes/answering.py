@@ -11,10 +11,13 @@ from typing import Any
 from fastapi import Request
 
 from service.errors import ClientGoneError
+from service.jobs import Job
 from service.model import ServedModel
 from service.outcome import Outcome
 from service.registry import Registry
 from service.wire import PredictRequest
+
+_UNWATCHED = 0.01  # seconds before a connection is watched: less than a slice, and most answers are there by then
 
 
 async def respond(
@@ -23,13 +26,16 @@ async def respond(
     """The answer, in the protocol that `write` speaks. Work is dropped as soon as the client closes the connection."""
     job = model.job(asked, write, arrived=request.state.arrived)
     registry.scheduler.submit(job)
-    gone = asyncio.ensure_future(request.receive())  # after the body, nothing comes but http.disconnect
+    gone: asyncio.Future[Any] | None = None
+
+    def watch() -> None:
+        nonlocal gone
+        gone = asyncio.ensure_future(request.receive())  # after the body, nothing comes but http.disconnect
+        gone.add_done_callback(lambda _: _give_up(job))
+
+    timer = asyncio.get_running_loop().call_later(_UNWATCHED, watch)
     try:
-        either: set[asyncio.Future[Any]] = {job.future, gone}
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if not job.future.done():
-            raise ClientGoneError("The client closed the connection, so its prediction was given up.")
-        answer = job.future.result()
+        answer = await job.future
         request.state.timings = {"queue": job.queue_ms, "compute": job.computed * 1000}
         model.tally.success(int(job.queue_ms * 1e6), int(job.computed * 1e9), job.rows)
         return answer
@@ -38,7 +44,14 @@ async def respond(
         raise
     finally:
         registry.scheduler.withdraw(job)
-        gone.cancel()
+        timer.cancel()
+        if gone is not None:
+            gone.cancel()
+
+
+def _give_up(job: Job) -> None:
+    if not job.future.done():
+        job.future.set_exception(ClientGoneError("The client closed the connection, so its prediction was given up."))
 
 
 async def estimates(
