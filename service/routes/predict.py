@@ -11,12 +11,13 @@ from service.errors import MediaTypeError
 from service.nonfinite import finite_only
 from service.registry import Registry
 from service.routes.answering import respond
+from service.routes.direct import DirectRoute
 from service.settings import Settings
 from service.wire import PredictAnswer, PredictRequest, decode, encode
 
 _LARGE = 2**16  # bytes of JSON that are read in a thread of their own, beside the event loop
 
-router = APIRouter(tags=["predict"], responses=ERRORS)
+router = APIRouter(tags=["predict"], responses=ERRORS, route_class=DirectRoute)
 
 BODY = {"required": True, "content": {"application/json": {"schema": PredictRequest.model_json_schema()}}}
 ANSWER: dict[int | str, dict[str, Any]] = {200: {"model": PredictAnswer, "description": "The prediction."}}
