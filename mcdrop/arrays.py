@@ -84,7 +84,7 @@ def cast(tensor: Tensor, dtype: torch.dtype, *, name: str, expected: str) -> Ten
         return _cast_whole(tensor, dtype, name=name, expected=expected)
     result = tensor.to(dtype)
     narrower = source.itemsize > dtype.itemsize and (source.is_floating_point or source.is_complex)
-    if narrower and not bool(torch.isfinite(result).all()):
+    if narrower and not _all_finite(result):
         overflowed = torch.isinf(result) & torch.isfinite(tensor)
         if bool(overflowed.any()):
             raise InputError(
@@ -99,9 +99,8 @@ def check_finite(tensors: Sequence[Tensor], names: Sequence[str] = ()) -> None:
     for position, tensor in enumerate(tensors):
         if not (tensor.is_floating_point() or tensor.is_complex()):
             continue
-        finite = torch.isfinite(tensor)
-        if not bool(finite.all()):
-            index = tuple((~finite).nonzero()[0].tolist())
+        if not _all_finite(tensor):
+            index = tuple((~torch.isfinite(tensor)).nonzero()[0].tolist())
             name = names[position] if position < len(names) else str(position)
             raise InputError(
                 f"input {name!r} holds {tensor[index].item()} at index {list(index)}; every value has to be finite. "
@@ -129,3 +128,8 @@ def _whole_range(dtype: torch.dtype) -> tuple[int, int]:
         return 0, 1
     info = torch.iinfo(dtype)
     return info.min, info.max
+
+
+def _all_finite(tensor: Tensor) -> bool:
+    """A sum is finite only if all of its terms are, and faster; one that is not may have grown too large."""
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
