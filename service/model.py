@@ -17,11 +17,11 @@ from mcdrop.prediction import Prediction
 from mcdrop.predictor import MCDropout
 from mcdrop.runs import Run, Share
 from service import wire
+from service.backlog import Steps
 from service.errors import LimitError, NotReadyError
 from service.jobs import Job
 from service.outcome import Outcome, arrays
 from service.pace import Pace, calibrate
-from service.scheduler import Steps
 from service.settings import Settings, raise_limit
 from service.tally import Tally
 from service.watch import Watch

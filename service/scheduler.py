@@ -1,45 +1,31 @@
 """The one thread that computes on a device, and what it does next.
 
-Jobs arrive from the event loop and wait in one of two queues: fresh, or begun. The thread computes a slice of fresh
-work and a slice of begun work in turn, so that small requests overtake a large one and a stream of small ones does not
-starve it. A slice takes the job in front and those behind it that can be computed together with it, as long as the
-predicted seconds stay within a limit; nobody waits while the thread is free. Every job gets exactly one answer, and
-what it costs is given back when it has it.
+Jobs arrive from the event loop and wait in a backlog; the thread computes a slice at a time of what the backlog gives
+out, and nobody waits while it is free. Every job gets exactly one answer, and what it costs is given back when it has
+it.
 """
 
 import asyncio
-import contextlib
 import functools
 import logging
 import threading
 import time
-from collections import defaultdict, deque
-from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from mcdrop.errors import InputError
 from mcdrop.memory import is_out_of_memory
+from service.backlog import Backlog, Batch, Errand, Result, Steps
 from service.errors import DeadlineError, NotReadyError, OverloadedError
 from service.jobs import Job
-from service.pace import JOINING, SLICE_SECONDS, power_of_two
+from service.pace import SLICE_SECONDS, power_of_two
 from service.settings import raise_limit
+from service.telling import call_unless_done, settle
 from service.watch import Watch
 
 log = logging.getLogger("service.scheduler")
-
-Result = TypeVar("Result")
-Steps = Generator[None, None, Result]
-
-
-@dataclass(eq=False)
-class Errand:
-    """Other work for the thread, such as warming a model up: each `next` is a slice of it."""
-
-    steps: Steps[Any]
-    future: "asyncio.Future[Any]"
 
 
 class Scheduler:
@@ -58,8 +44,7 @@ class Scheduler:
         self._stuck_seconds = stuck_seconds
         self._watch = watch
         self._prepare = prepare
-        self._fresh: deque[Job] = deque()
-        self._begun: deque[Job | Errand] = deque()
+        self._backlog = Backlog()
         self._in_hand: list[Job | Errand] = []
         self._pending: set[Job] = set()  # submitted and without an answer
         self._cost = 0.0  # predicted seconds of those
@@ -67,8 +52,6 @@ class Scheduler:
         self._stopping = False
         self._broken: str | None = None
         self._slice_began: float | None = None
-        self._begun_is_next = False
-        self._reason = "idle"  # why the slice in hand has no more jobs: none waits that suits, or it is full
         self._thread = threading.Thread(target=self._compute, name="mcdrop-inference", daemon=True)
 
     # ---- for the event loop
@@ -123,7 +106,7 @@ class Scheduler:
             self._check_room(job)
             self._pending.add(job)
             self._cost += job.cost
-            self._fresh.append(job)
+            self._backlog.add(job)
             self._changed.notify()
         if self._watch is not None:
             self._watch.submitted(job)
@@ -136,9 +119,7 @@ class Scheduler:
             if job not in self._pending:
                 return
             self._let_go(job)
-            for queue in (self._fresh, self._begun):
-                with contextlib.suppress(ValueError):
-                    queue.remove(job)
+            self._backlog.remove(job)
         if not in_hand:
             self._saved(job)
 
@@ -148,7 +129,7 @@ class Scheduler:
         with self._changed:
             if self._stopping:
                 raise NotReadyError("The server is stopping.")
-            self._begun.append(errand)
+            self._backlog.add(errand)
             self._changed.notify()
         result: Result = await errand.future
         return result
@@ -174,90 +155,64 @@ class Scheduler:
         if self._prepare is not None:
             self._prepare()
         try:
-            while (batch := self._next()) is not None:
+            while (work := self._next()) is not None:
                 with torch.no_grad():
-                    self._slice(batch)
+                    if isinstance(work, Errand):
+                        self._run_errand(work)
+                    else:
+                        self._compute_slice(work)
         finally:
             self._end()
 
-    def _next(self) -> list[Job] | Errand | None:
-        """What to compute now; None at the end. Drops what nobody waits for and what has come too late."""
+    def _next(self) -> Batch | Errand | None:
+        """What to compute now; None at the end. Answers what has come too late."""
         while True:
             with self._changed:
                 self._in_hand = []
                 self._slice_began = None
-                self._changed.wait_for(lambda: self._fresh or self._begun or self._stopping)
+                self._changed.wait_for(lambda: self._backlog or self._stopping)
                 if self._stopping:
                     return None
-                late = self._late()
-                batch = None if late else self._choose()
-                if batch is not None:
-                    self._in_hand = [batch] if isinstance(batch, Errand) else list(batch)
-                    self._slice_began = time.monotonic()
-                    return batch
+                now = time.monotonic()
+                late = self._backlog.take_late(now)
+                if not late:
+                    work = self._backlog.take_next()
+                    self._in_hand = [work] if isinstance(work, Errand) else list(work.jobs)
+                    self._slice_began = now
+                    return work
+                self._in_hand = list(late)
             self._expire(late)
 
-    def _late(self) -> list[Job]:
-        now = time.monotonic()
-        late = [
-            job for queue in (self._fresh, self._begun) for job in queue if isinstance(job, Job) and job.expired(now)
-        ]
-        for job in late:
-            (self._fresh if job in self._fresh else self._begun).remove(job)
-        self._in_hand = list(late)
-        return late
-
-    def _choose(self) -> list[Job] | Errand:
-        from_begun = bool(self._begun) and (self._begun_is_next or not self._fresh)
-        queue: deque[Any] = self._begun if from_begun else self._fresh
-        self._begun_is_next = not from_begun
-        lead = queue.popleft()
-        if isinstance(lead, Errand):
-            return lead
-        batch = [lead]
-        self._reason = "idle"
-        if lead.future.done():
-            return batch
-        limit = max(SLICE_SECONDS, JOINING * _predicted(batch))
-        for job in list(queue):
-            if isinstance(job, Errand) or job.key != lead.key or job.future.done():
-                continue
-            more = [*batch, job]
-            if sum(each.run.rows for each in more) <= lead.pace.most_rows and _predicted(more) <= limit:
-                queue.remove(job)
-                batch = more
-            else:
-                self._reason = "full"
-        return batch
-
-    def _slice(self, batch: list[Job] | Errand) -> None:
-        if isinstance(batch, Errand):
-            self._run_errand(batch)
-            return
-        gone = [job for job in batch if job.future.done()]
-        batch = [job for job in batch if not job.future.done()]
+    def _compute_slice(self, batch: Batch) -> None:
+        gone = [job for job in batch.jobs if job.future.done()]
+        jobs = [job for job in batch.jobs if not job.future.done()]
         told: list[tuple[Job, Any]] = []
-        if batch:
+        if jobs:
             try:
-                self._advance(batch)
+                self._advance(batch, jobs)
             except Exception as error:
-                told += self._blame(batch, error)
+                told += self._blame(jobs, error)
             else:
-                told += self._outcomes(batch)
+                told += self._outcomes(jobs)
         settled = {job for job, _ in told}
         with self._changed:
-            gone += [job for job in batch if job not in settled and job.future.done()]
-            self._begun.extend(job for job in batch if job not in settled and job not in gone)
+            for job in jobs:
+                if job in settled:
+                    continue
+                if job.future.done():
+                    gone.append(job)
+                else:
+                    self._backlog.add(job)
             for job in (*settled, *gone):
                 self._let_go(job)
             self._in_hand = []
         for job in gone:
             self._saved(job)
-        self._tell(told)
+        settle((job.future, outcome) for job, outcome in told)
 
-    def _advance(self, batch: list[Job]) -> None:
-        lead, now = batch[0], time.monotonic()
-        for job in batch:
+    def _advance(self, batch: Batch, jobs: list[Job]) -> None:
+        lead, now = jobs[0], time.monotonic()
+        for job in jobs:
             if job.began is None:
                 job.began = now
                 if self._watch is not None:
@@ -265,24 +220,22 @@ class Scheduler:
         seconds = SLICE_SECONDS
         if lead.deadline is not None and lead.allow_partial:
             seconds = min(seconds, max(lead.deadline - now, 1e-3))
-        prefix, each = _costs(batch)
-        wanted, fitting = max(job.todo for job in batch), seconds / max(each, 1e-9)
-        passes = wanted if wanted <= fitting else power_of_two(fitting)
-        before = {job: job.run.passes for job in batch}
-        lead.mc.advance([job.run for job in batch], passes, () if lead.exact else lead.pace.batch_sizes)
+        fitting = seconds / max(batch.each, 1e-9)
+        passes = batch.todo if batch.todo <= fitting else power_of_two(fitting)
+        before = {job: job.run.passes for job in jobs}
+        lead.mc.advance([job.run for job in jobs], passes, () if lead.exact else lead.pace.batch_sizes)
         if lead.mc.device.type == "cuda":
             torch.cuda.synchronize(lead.mc.device)  # launched is not computed
         took = time.monotonic() - now
-        computed = {job: job.run.passes - before[job] for job in batch}
-        predicted = prefix + each * max(computed.values())
-        lead.pace.learn(predicted, took, shape=lead.shape)
-        for job in batch:
+        computed = {job: job.run.passes - before[job] for job in jobs}
+        most = max(computed.values())
+        lead.pace.learn(batch.prefix + batch.each * most, took, shape=lead.shape)
+        for job in jobs:
             job.computed += took
         if self._watch is not None:
             samples = sum(job.run.rows * n for job, n in computed.items())
-            self._watch.computed(
-                batch, passes=max(computed.values()), samples=samples, seconds=took, reason=self._reason
-            )
+            reason = "full" if batch.is_full else "idle"
+            self._watch.computed(jobs, passes=most, samples=samples, seconds=took, reason=reason)
 
     def _outcomes(self, batch: list[Job]) -> list[tuple[Job, Any]]:
         """Answers of the jobs that are done, and of those that cannot be."""
@@ -294,7 +247,7 @@ class Scheduler:
                 if job.done:
                     told.append((job, job.finish(job.result(), job)))
                 elif job.estimate is not None and job.news():
-                    self._on_loop(job, functools.partial(job.estimate, job.finish(job.result(), job)))
+                    call_unless_done(job.future, functools.partial(job.estimate, job.finish(job.result(), job)))
             except Exception as error:
                 told.append((job, error))
         return told
@@ -338,7 +291,7 @@ class Scheduler:
             self._in_hand = []
         for job in late:
             self._saved(job)
-        self._tell(told)
+        settle((job.future, outcome) for job, outcome in told)
 
     def _run_errand(self, errand: Errand) -> None:
         future = errand.future
@@ -348,12 +301,12 @@ class Scheduler:
         try:
             next(errand.steps)
         except StopIteration as stop:
-            self._tell([(errand, stop.value)])
+            settle([(future, stop.value)])
         except Exception as error:
-            self._tell([(errand, error)])
+            settle([(future, error)])
         else:
             with self._changed:
-                self._begun.append(errand)
+                self._backlog.add(errand)
 
     def _end(self) -> None:
         """Answer whatever is left."""
@@ -361,15 +314,14 @@ class Scheduler:
         with self._changed:
             self._stopping = True
             left = list(self._pending)
-            errands = [item for item in (*self._begun, *self._in_hand) if isinstance(item, Errand)]
+            errands = [item for item in (*self._backlog, *self._in_hand) if isinstance(item, Errand)]
             for job in left:
                 self._let_go(job)
         for errand in errands:
             errand.steps.close()
-        told: list[tuple[Job | Errand, Any]] = [(job, error) for job in left]
-        self._tell(told + [(errand, error) for errand in errands])
+        settle((work.future, error) for work in (*left, *errands))
 
-    # ---- telling
+    # ---- with the lock held, and without
 
     def _let_go(self, job: Job) -> None:
         """Give back what a job holds. With the lock held, once per job."""
@@ -380,51 +332,6 @@ class Scheduler:
     def _saved(self, job: Job) -> None:
         if self._watch is not None:
             self._watch.saved(job)
-
-    def _tell(self, told: Iterable[tuple[Job | Errand, Any]]) -> None:
-        """Settle futures on their loops, all of one loop in one call."""
-        by_loop = defaultdict(list)
-        for job, outcome in told:
-            by_loop[job.future.get_loop()].append((job.future, outcome))
-        for loop, settled in by_loop.items():
-            _call(loop, functools.partial(_settle, settled))
-
-    def _on_loop(self, job: Job, call: Callable[[], Any]) -> None:
-        _call(job.future.get_loop(), lambda: job.future.done() or call())
-
-
-def _costs(jobs: Sequence[Job]) -> tuple[float, float]:
-    """Predicted seconds of the prefixes that are missing, and of a pass, of jobs that are computed together."""
-    lead = jobs[0]
-    if lead.exact:
-        return lead.pace.prefix(1, lead.shape), lead.pace.each(1, lead.shape)
-    side_by_side: dict[Any, int] = defaultdict(int)
-    for job in jobs:
-        side_by_side[job.run.seed, job.run.masks] += job.run.rows
-    missing = sum(job.run.rows for job in jobs if not job.run.begun)
-    each = sum(lead.pace.each(rows, lead.shape) for rows in side_by_side.values())
-    return lead.pace.prefix(missing, lead.shape), each
-
-
-def _predicted(jobs: Sequence[Job]) -> float:
-    """Predicted seconds until all of these jobs are at their next level."""
-    prefix, each = _costs(jobs)
-    return prefix + each * max(job.todo for job in jobs)
-
-
-def _settle(settled: list[tuple["asyncio.Future[Any]", Any]]) -> None:
-    for future, outcome in settled:
-        if future.done():
-            continue
-        if isinstance(outcome, Exception):
-            future.set_exception(outcome)
-        else:
-            future.set_result(outcome)
-
-
-def _call(loop: asyncio.AbstractEventLoop, call: Callable[[], Any]) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-        loop.call_soon_threadsafe(call)
 
 
 def _explained(error: Exception) -> Exception:
