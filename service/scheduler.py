@@ -319,7 +319,8 @@ class Scheduler:
                 self._let_go(job)
         for errand in errands:
             errand.steps.close()
-        settle((work.future, error) for work in (*left, *errands))
+        settle([(job.future, error) for job in left])
+        settle([(errand.future, error) for errand in errands])
 
     # ---- with the lock held, and without
 
