@@ -36,6 +36,7 @@ class Door:
     def __init__(self, app: ASGIApp, *, settings: Settings, metrics: Metrics) -> None:
         self.app = app
         self._max_header_bytes = settings.max_header_bytes
+        self._overload_status = settings.overload_status
         self._metrics = metrics
         self._bodies = Bodies(
             max_body_bytes=settings.max_body_bytes,
@@ -52,7 +53,7 @@ class Door:
         request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         started = time.monotonic()
         state = scope.setdefault("state", {})
-        state.update(request_id=request_id, arrived=started)
+        state.update(request_id=request_id, arrived=started, overload_status=self._overload_status)
         body = Body(self._bodies, headers, receive)
         status = 0
 

@@ -137,7 +137,7 @@ class ServedModel:
 
         def finish(result: Prediction | Share, job: Job) -> bytes:
             outcome = self._outcome(result, names, mc, job)
-            if job.done or job.partial:
+            if outcome.final:
                 self.watch.answering(job, result, outcome)
             return write(outcome)
 
@@ -165,6 +165,7 @@ class ServedModel:
             fields=arrays(result, names),
             quantile_levels=prediction.quantile_levels,
             class_names=mc.task.class_names or (),
+            final=job is None or job.done or job.partial,
             partial=job is not None and job.partial,
             queue_ms=0.0 if job is None else job.queue_ms,
             compute_ms=0.0 if job is None else job.computed * 1000,
