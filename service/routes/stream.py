@@ -24,8 +24,16 @@ from service.wire import encode
 
 router = APIRouter(tags=["predict"], responses=ERRORS)
 
+_EVENT = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {"enum": ["estimate", "result", "error"]},
+        "data": {"type": "string", "description": "JSON: the answer so far, the answer, or a problem."},
+    },
+}
 EVENTS: dict[int | str, dict[str, Any]] = {
-    200: {"description": "Server-sent events.", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+    200: {"description": "Server-sent events.", "content": {"text/event-stream": {"schema": _EVENT}}}
 }
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # so that nothing in between collects them
 
