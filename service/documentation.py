@@ -16,11 +16,14 @@ from fastapi.openapi.utils import get_openapi
 from mcdrop.inputs import InputSpec
 from service.model import ServedModel
 from service.registry import Registry
+from service.security import Keys, is_open
+from service.settings import Settings
 from service.v2.datatypes import DATATYPES
 from service.v2.outputs import output_names
 from service.wire import PredictRequest, available_outputs
 
 PREDICTING = ("/predict", "/stream")
+CHANGING = ("/load", "/unload")
 DEFAULT = ("/v1/predict", "/v1/stream")
 FAILURES = {
     "400": "The body is not JSON, or not what its Content-Encoding says.",
@@ -39,7 +42,7 @@ FAILURES = {
 }
 _OF_GET = ("503",)
 _OF_NAMES = ("404", "503")
-_OF_CHANGES = ("401", "403", "404", "422", "501", "503")
+_OF_CHANGES = ("403", "404", "422", "501", "503")
 _OF_PREDICTIONS = ("400", "404", "408", "413", "415", "422", "429", "500", "503", "504")
 
 
@@ -47,13 +50,15 @@ def document(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document of what is served at this moment."""
     registry: Registry = app.state.registry
     made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-    if app.state.keys.needed:
-        made["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        made["security"] = [{"key": []}]
+    made["components"]["securitySchemes"] = {
+        "key": {"type": "http", "scheme": "bearer", "description": "One of the server's keys."},
+        "admin_key": {"type": "http", "scheme": "bearer", "description": "One of its admin keys."},
+    }
     ready = [model for model in registry.models.values() if model.mc is not None]
     for path, operations in made["paths"].items():
         for verb, operation in operations.items():
-            _name_failures(operation, path, verb, app.state.keys.needed)
+            _name_failures(operation, path, verb)
+            _name_keys(operation, path, app.state.keys, registry.settings)
             for parameter in operation.get("parameters", ()):
                 _name_served(parameter, ready, registry)
     for path in made["paths"]:
@@ -65,20 +70,28 @@ def document(app: FastAPI) -> dict[str, Any]:
     return made
 
 
-def _name_failures(operation: dict[str, Any], path: str, verb: str, keys_needed: bool) -> None:
+def _name_keys(operation: dict[str, Any], path: str, keys: Keys, settings: Settings) -> None:
+    """Which key an operation needs."""
+    opened = is_open(path, open_health=settings.open_health, open_metrics=settings.open_metrics)
+    changes = path.endswith(CHANGING) and keys.any_admin
+    if changes or (keys.needed and not opened):
+        operation["security"] = [{"admin_key" if changes else "key": []}]
+        content = operation["responses"]["default"]["content"]
+        operation["responses"]["401"] = {"description": FAILURES["401"], "content": content}
+
+
+def _name_failures(operation: dict[str, Any], path: str, verb: str) -> None:
     """The statuses that this operation may end in, each in the shape of `default`."""
     content = operation["responses"]["default"]["content"]
     if path.endswith((*PREDICTING, "/infer")):
         statuses: Iterable[str] = _OF_PREDICTIONS
     elif verb == "post":
-        statuses = _OF_CHANGES if path.endswith("load") else ("400", "408", "413", "415", "503")
+        statuses = _OF_CHANGES if path.endswith(CHANGING) else ("400", "408", "413", "415", "503")
         statuses = {*statuses, "400", "413"} if path.startswith("/v2") else statuses
     else:
         statuses = _OF_NAMES if "{name}" in path else _OF_GET
     if path.startswith("/v2"):
         statuses = {"400" if status == "422" else status for status in statuses}
-    if keys_needed:
-        statuses = {*statuses, "401"}
     for status in sorted(statuses):
         operation["responses"].setdefault(status, {"description": FAILURES[status], "content": content})
 

@@ -173,12 +173,14 @@ class Scheduler:
     # ---- on the thread
 
     def _compute(self) -> None:
-        if self._prepare is not None:
-            self._prepare()
         try:
+            if self._prepare is not None:
+                self._prepare()
             while (batch := self._next()) is not None:
                 with torch.no_grad():
                     self._slice(batch)
+        except Exception:  # of no job: a fault of the server, which has to be started again
+            log.exception("the inference thread has ended")
         finally:
             self._end()
 
