@@ -233,6 +233,22 @@ def test_a_triton_timeout_is_a_deadline_in_microseconds(http):
     check_error(http.post(INSECTS, json=insects(parameters={"deadline_ms": 0.001, "timeout": 60_000_000})), 504)
 
 
+@pytest.mark.parametrize("limit", [{"deadline_ms": 400}, {"timeout": 400_000}])
+def test_at_a_deadline_the_best_so_far_if_that_is_allowed(limit):
+    """More passes than any machine computes by then: an answer from fewer, and its standard errors, or none."""
+    asked = {"num_samples": 10**9, **limit}
+    with live(models=models_folder() / "one", max_num_samples=10**9, max_cost=10**9, max_pending_seconds=1e9) as http:
+        check_error(http.post(INSECTS, json=insects(parameters=asked)), 504, "allow_partial")
+        answer = http.post(INSECTS, json=insects(parameters={**asked, "allow_partial": True}))
+        found, parameters = outputs(answer), answer.json()["parameters"]
+        assert parameters["partial"] is True
+        assert 2 <= parameters["num_samples"] < 10**9
+        assert {"mean", "standard_errors.mean", "standard_errors.entropy"} <= set(found)
+        whole = http.post(INSECTS, json=insects(parameters={"allow_partial": True, "deadline_ms": 60_000}))
+        assert "partial" not in whole.json()["parameters"]
+        assert whole.json()["parameters"]["num_samples"] == 20
+
+
 def test_a_body_may_come_in_many_small_pieces(http):
     array = ROWS.astype("<f4")
     body, headers = binary_body({"inputs": [binary("input", array, "FP32")]}, array.tobytes())
