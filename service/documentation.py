@@ -6,15 +6,16 @@ limits. What a schema cannot say (rows x passes, sizes that two inputs have in c
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from mcdrop.inputs import InputSpec
-from service.model import ServedModel
+from service.model import Example, ServedModel
 from service.registry import Registry
 from service.security import Keys, is_open
 from service.settings import Settings
@@ -204,4 +205,21 @@ def _describe_infer(operation: dict[str, Any], models: list[ServedModel]) -> Non
             "outputs": {"type": "array", "items": wanted, "uniqueItems": True},
         },
     }
-    operation["requestBody"]["content"]["application/json"]["schema"] = schema
+    asked = operation["requestBody"]["content"]["application/json"]
+    asked["schema"] = schema
+    examples = {model.name: _infer_example(model.loaded.signature.inputs, model.example) for model in models}
+    asked["examples"] = {name: {"value": example} for name, example in examples.items() if example is not None}
+
+
+def _infer_example(specs: Sequence[InputSpec], example: Example | None) -> dict[str, Any] | None:
+    """The request of a model's example in the protocol's form; none where JSON cannot carry its inputs."""
+    names = {datatype.dtype: datatype.name for datatype in DATATYPES.values() if datatype.in_json}
+    if example is None or any(spec.dtype not in names for spec in specs):
+        return None
+    given = example.request["inputs"]
+    arrays = given if isinstance(given, dict) else {specs[0].name: given}
+    inputs = [
+        {"name": spec.name, "shape": list(np.shape(data)), "datatype": names[spec.dtype], "data": data}
+        for spec, data in ((spec, arrays[spec.name]) for spec in specs)
+    ]
+    return {"inputs": inputs, "parameters": {name: example.request[name] for name in ("num_samples", "seed")}}

@@ -173,10 +173,14 @@ def test_every_output_that_is_named_can_be_had(http, name):
         tensor(each["name"], [1, *each["shape"][1:]], each["datatype"], [0.5] * each["shape"][1])
         for each in metadata["inputs"]
     ]
-    names = [each["name"] for each in metadata["outputs"]] + metadata["parameters"]["optional_outputs"]
-    for each in names:
-        answer = http.post(f"/v2/models/{name}/infer", json={"inputs": inputs, "outputs": [{"name": each}]})
-        assert all(found == each or found.startswith(f"{each}.") for found in outputs(answer)), each
+    listed = metadata["outputs"] + metadata["parameters"]["optional_outputs"]
+    assert {each["name"].partition(".")[0] for each in listed} == set(http.get(f"/v1/models/{name}").json()["outputs"])
+    for each in listed:
+        answer = http.post(f"/v2/models/{name}/infer", json={"inputs": inputs, "outputs": [{"name": each["name"]}]})
+        assert list(outputs(answer)) == [each["name"]]
+        (found,) = answer.json()["outputs"]
+        assert found["datatype"] == each["datatype"]
+        assert all(size in (-1, real) for size, real in zip(each["shape"], found["shape"], strict=True))
 
 
 def test_a_pair_and_float64(http):
