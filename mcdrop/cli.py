@@ -449,8 +449,8 @@ def _placeholder(annotation: Any) -> str:
     if annotation is bool:
         return "{true,false}"
     kinds = typing.get_args(annotation) or (annotation,)
-    if all(isinstance(kind, str) for kind in kinds):
-        return "{" + ",".join(kinds) + "}"
+    if all(isinstance(kind, str | int) for kind in kinds):
+        return "{" + ",".join(map(str, kinds)) + "}"
     return "N" if int in kinds or float in kinds else "FILE" if Path in kinds else "VALUE"
 
 

@@ -4,16 +4,15 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
-from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.openapi.utils import get_openapi
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 import mcdrop
 from mcdrop.errors import McdropError
+from service.documentation import document
 from service.errors import problem
 from service.memory import trim_as_it_grows
 from service.metrics import Metrics
@@ -58,7 +57,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_exception_handler(HTTPException, _answer)  # the rest goes up to the door by itself
     app.add_middleware(Gate, keys=keys, open_health=settings.open_health, open_metrics=settings.open_metrics)
     app.add_middleware(Door, settings=settings, metrics=app.state.metrics)  # the last one is the outermost
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
+    app.openapi = lambda: document(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     return app
 
 
@@ -85,25 +84,3 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 def _log_failure(loading: "asyncio.Task[None]") -> None:
     if not loading.cancelled() and (error := loading.exception()) is not None:
         log.error("a model could not be loaded: %s", error, exc_info=None if isinstance(error, McdropError) else error)
-
-
-def _openapi(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document, with an example per model: a request that was answered while warming up, and its answer."""
-    document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-    registry: Registry = app.state.registry
-    if app.state.keys.needed:
-        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        document["security"] = [{"key": []}]
-    examples = {name: model.example for name, model in registry.models.items() if model.example is not None}
-    for path, names in {
-        "/v1/predict": [name for name in examples if name == registry.default],
-        "/v1/models/{name}/predict": list(examples),
-    }.items():
-        if not names:
-            continue
-        operation = document["paths"][path]["post"]
-        asked = operation["requestBody"]["content"]["application/json"]
-        answered = operation["responses"]["200"]["content"]["application/json"]
-        asked["examples"] = {name: {"value": examples[name].request} for name in names}
-        answered["examples"] = {name: {"value": examples[name].answer} for name in names}
-    return document

@@ -31,6 +31,7 @@ class Connection(HttpToolsProtocol):
     def __init__(self, *args: Any, settings: Settings, **keywords: Any) -> None:
         super().__init__(*args, **keywords)
         self._settings = settings
+        self.url = b""  # of the request whose head is read
         self._awaiting = "head"  # or "body", or "nothing" between requests
         self._head_bytes = 0  # of a head that is not complete
         self._heads = 1  # begun so far
@@ -71,7 +72,7 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        self._awaiting = "nothing"
+        self._awaiting, self.url = "nothing", b""
         self._stop_reading_timer()
         super().on_message_complete()
 
@@ -115,7 +116,8 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         request_id = uuid.uuid4().hex
-        response = problem(error, {"type": "http", "state": {"request_id": request_id}})
+        path = self.url.partition(b"?")[0].decode("latin-1")  # as far as it has arrived, for the shape of the answer
+        response = problem(error, {"type": "http", "path": path, "state": {"request_id": request_id}})
         response.headers["X-Request-Id"] = request_id
         self.logger.info("refused a connection: %s [%s]", error, request_id)
         head = [f"HTTP/1.1 {response.status_code} {http.HTTPStatus(response.status_code).phrase}\r\n".encode()]

@@ -198,10 +198,11 @@ def problem(error: BaseException, scope: Scope) -> Response:
         sentence = f"The server failed in a way it did not foresee. Its log has the details under {request_id(scope)}."
         return _render(scope, 500, "internal-error", sentence, {})
     code = row.code or str(getattr(error, "code", "internal-error"))
-    headers = dict(row.headers)
+    status, headers = row.status, dict(row.headers)
     if isinstance(error, OverloadedError):
+        status = scope.get("state", {}).get("overload_status", row.status)
         headers |= {"Retry-After": str(error.retry_after), "retry-after-ms": str(error.retry_after * 1000)}
-    return _render(scope, row.status, code, str(error), headers)
+    return _render(scope, status, code, str(error), headers)
 
 
 def request_id(scope: Scope) -> str:

@@ -38,6 +38,7 @@ class Door:
     def __init__(self, app: ASGIApp, *, settings: Settings, metrics: Metrics) -> None:
         self.app = app
         self._max_header_bytes = settings.max_header_bytes
+        self._overload_status = settings.overload_status
         self._metrics = metrics
         self._bodies = Bodies(
             max_body_bytes=settings.max_body_bytes,
@@ -54,7 +55,7 @@ class Door:
         request_id = given if REQUEST_ID.fullmatch(given) else f"{_IDS.getrandbits(128):032x}"
         started = time.monotonic()
         state = scope.setdefault("state", {})
-        state.update(request_id=request_id, arrived=started)
+        state.update(request_id=request_id, arrived=started, overload_status=self._overload_status)
         body = Body(self._bodies, headers, receive)
         status = 0
 

@@ -4,7 +4,7 @@ import asyncio
 import functools
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from service.outcome import Outcome, arrays
 from service.pace import Pace, calibrate
 from service.settings import Settings, raise_limit
 from service.tally import Tally
+from service.v2.outputs import tensors
 from service.watch import Watch
 
 log = logging.getLogger("service.model")
@@ -54,7 +55,7 @@ class ServedModel:
     example: Example | None = None
     pace: Pace = field(default_factory=Pace)
     values_per_row: int = 1  # numbers in one row of one pass, as seen while warming up
-    seen: dict[str, NDArray[Any]] = field(default_factory=dict)  # the outputs of that row, without their values
+    seen: dict[str, NDArray[Any]] = field(default_factory=dict)  # its output tensors by name, without their values
     tally: Tally = field(default_factory=Tally)
 
     @property
@@ -79,7 +80,14 @@ class ServedModel:
         inputs = {spec.name: wire.example_input(spec) for spec in mc.signature.inputs}
         content = {"inputs": inputs if len(inputs) > 1 else next(iter(inputs.values())), "num_samples": 32, "seed": 0}
         try:
-            run = mc.start(content["inputs"], num_samples=32, seed=0)
+            run = mc.start(
+                content["inputs"],
+                num_samples=32,
+                seed=0,
+                standard_errors=True,
+                quantiles=wire.QUANTILE_LEVELS,
+                samples=True,
+            )
             yield from calibrate(mc, self.pace, run.inputs)
             while not run.done:
                 mc.advance(run, 1)
@@ -89,10 +97,13 @@ class ServedModel:
             log.info("no example for %s: %s: %s", self.name, type(error).__name__, error)
             return
         self.values_per_row = prediction.mean[0].numel()
+        everything = self._outcome(prediction, list(wire.available_outputs(mc.task)), mc, None)
+        self.seen = {
+            name: np.broadcast_to(array.dtype.type(0), array.shape) for name, array in tensors(everything).items()
+        }
         names = wire.field_names(wire.PredictRequest.model_validate(content), mc.task)
-        outcome = self._outcome(prediction, names, mc, None)
-        self.seen = {name: np.broadcast_to(array.dtype.type(0), array.shape) for name, array in outcome.fields.items()}
-        answer = wire.encode(outcome)
+        fields = {name: everything.fields[name] for name in names}
+        answer = wire.encode(replace(everything, fields=fields, quantile_levels=()))
         if len(answer) + len(orjson.dumps(content)) <= EXAMPLE_BYTES:
             self.example = Example(content, orjson.loads(answer))
 
@@ -137,7 +148,7 @@ class ServedModel:
 
         def finish(result: Prediction | Share, job: Job) -> bytes:
             outcome = self._outcome(result, names, mc, job)
-            if job.done or job.partial:
+            if outcome.final:
                 self.watch.answering(job, result, outcome)
             return write(outcome)
 
@@ -165,6 +176,7 @@ class ServedModel:
             fields=arrays(result, names),
             quantile_levels=prediction.quantile_levels,
             class_names=mc.task.class_names or (),
+            final=job is None or job.done or job.partial,
             partial=job is not None and job.partial,
             queue_ms=0.0 if job is None else job.queue_ms,
             compute_ms=0.0 if job is None else job.computed * 1000,

@@ -23,13 +23,18 @@ def count_nonfinite(arrays: Iterable[NDArray[Any]]) -> int:
 
 
 def finite_only(write: Write, settings: Settings) -> Write:
-    """`write`, which raises NonFiniteError before it writes such a value, where the setting asks for that."""
+    """`write`, which raises NonFiniteError before it writes such a value, where the setting asks for that.
+
+    Estimates that hold one become no bytes: later ones, and the answer, need not.
+    """
     if settings.nonfinite == "null":
         return write
 
     def checked(outcome: Outcome) -> bytes:
         for name, value in outcome.fields.items():
             count = count_nonfinite(each_array(value))
+            if count and not outcome.final:
+                return b""
             if count:
                 raise NonFiniteError(
                     f"The answer's {name} holds {count} values that are NaN or infinite. Look at the inputs' range, "

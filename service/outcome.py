@@ -30,6 +30,7 @@ class Outcome:
     fields: Mapping[str, Any]
     quantile_levels: tuple[float, ...] = ()
     class_names: Sequence[str] = ()
+    final: bool = True  # False for an estimate on the way
     partial: bool = False  # fewer passes than asked for, since the deadline came
     queue_ms: float = 0.0  # from arrival to the first computation
     compute_ms: float = 0.0  # of the inference thread, for this request and those computed together with it

@@ -152,15 +152,17 @@ class Scheduler:
     # ---- on the thread
 
     def _compute(self) -> None:
-        if self._prepare is not None:
-            self._prepare()
         try:
+            if self._prepare is not None:
+                self._prepare()
             while (work := self._next()) is not None:
                 with torch.no_grad():
                     if isinstance(work, Errand):
                         self._run_errand(work)
                     else:
                         self._compute_slice(work)
+        except Exception:  # of no job: a fault of the server, which has to be started again
+            log.exception("the inference thread has ended")
         finally:
             self._end()
 

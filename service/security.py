@@ -5,6 +5,7 @@ nobody may change what is served. Only digests are kept, so that no log, error o
 of them is compared in constant time, whichever fits.
 """
 
+import functools
 import hashlib
 import hmac
 from collections.abc import Iterable
@@ -41,6 +42,11 @@ class Keys:
         """Whether a request needs a key."""
         return bool(self._keys)
 
+    @property
+    def any_admin(self) -> bool:
+        """Whether there is a key that may change what is served."""
+        return bool(self._admin_keys)
+
     def check(self, headers: Headers) -> None:
         """Raise UnauthorizedError unless a key is given, or none is needed."""
         if self.needed and not self._fits(given := _given(headers), (*self._keys, *self._admin_keys)):
@@ -75,18 +81,19 @@ class Gate:
     def __init__(self, app: ASGIApp, *, keys: Keys, open_health: bool = True, open_metrics: bool = True) -> None:
         self._app = app
         self._keys = keys
-        self._open_health = open_health
-        self._open_metrics = open_metrics
-
-    def _is_open(self, path: str) -> bool:
-        if path.rstrip("/") == "/metrics":
-            return self._open_metrics
-        return self._open_health and path.startswith(("/health/", "/v2/health/"))
+        self._is_open = functools.partial(is_open, open_health=open_health, open_metrics=open_metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not self._is_open(scope["path"]):
             self._keys.check(Headers(scope=scope))
         await self._app(scope, receive, send)
+
+
+def is_open(path: str, *, open_health: bool, open_metrics: bool) -> bool:
+    """Whether an address needs no key, whatever keys there are."""
+    if path.rstrip("/") == "/metrics":
+        return open_metrics
+    return open_health and path.startswith(("/health/", "/v2/health/"))
 
 
 def _keys(name: str, listed: SecretStr | None, file: Path | None) -> list[str]:

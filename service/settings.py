@@ -103,7 +103,7 @@ class Settings(BaseSettings):
         128 * 2**20, ge=1, description="Bytes of one input tensor, counted from its shape before it is read (/v2)."
     )
     max_inflight_body_bytes: int = Field(
-        256 * 2**20, ge=1, description="Bytes of the bodies of all requests in progress; one more is answered 429."
+        256 * 2**20, ge=1, description="Bytes of the bodies of all requests in progress; one more is refused."
     )
     max_header_bytes: int = Field(32 * 2**10, ge=1024, description="Bytes of a request's address and headers.")
     header_timeout: float = Field(10, gt=0, description="A request's headers have to arrive within this time.")
@@ -125,9 +125,14 @@ class Settings(BaseSettings):
         "json",
         description="Answers from 16 KiB that are compressed where a client asks: JSON, binary tensors too, or none.",
     )
-    max_pending: int = Field(1024, ge=1, description="Requests that wait or are computed; one more is answered 429.")
+    max_pending: int = Field(1024, ge=1, description="Requests that wait or are computed; one more is refused.")
     max_pending_seconds: float = Field(
-        30, gt=0, description="Predicted seconds of computing that may wait; a request beyond them is answered 429."
+        30, gt=0, description="Predicted seconds of computing that may wait; a request beyond them is refused."
+    )
+    overload_status: Literal[429, 503] = Field(
+        429,
+        description="The status of a request that finds the server full: 429, or 503 for balancers that then ask "
+        "another one.",
     )
     stuck_after: float = Field(
         300, gt=0, description="Seconds of one slice of work after which /health/live turns 503, to be restarted."
@@ -139,6 +144,12 @@ class Settings(BaseSettings):
     def _join(cls, value: object) -> object:
         """A YAML file may have a list."""
         return ",".join(map(str, value)) if isinstance(value, list) else value
+
+    @field_validator("overload_status", mode="before")
+    @classmethod
+    def _number(cls, value: object) -> object:
+        """The environment and flags have text."""
+        return int(value) if isinstance(value, str) and value.isdecimal() else value
 
     @model_validator(mode="after")
     def _fit(self) -> "Settings":

@@ -5,11 +5,11 @@ fewest digits that give the same number back. JSON has no NaN and no infinity: `
 for the entropy of a regression whose variance is 0 (minus infinity).
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from mcdrop.fields import FIELDS
 from mcdrop.inputs import InputSpec
@@ -26,6 +26,14 @@ ON_REQUEST = {  # outputs that cost memory or passes, so that a run has to know 
 QUANTILE_LEVELS = (0.05, 0.5, 0.95)
 
 
+def _whole(value: object) -> object:
+    """JSON knows one kind of number: 5.0 is 5."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+
+
 class PredictRequest(BaseModel):
     """What to predict. Only `inputs` is needed."""
 
@@ -34,8 +42,10 @@ class PredictRequest(BaseModel):
     inputs: Any = Field(
         description="A batch as nested lists, rows first, when the model has one input; else an object name -> array."
     )
-    num_samples: int | None = Field(None, description="Stochastic passes; left out, the model's default.")
-    seed: int | None = Field(None, description="Same seed, same masks; left out, the model's default.")
+    num_samples: Whole | None = Field(None, description="Stochastic passes; left out, the model's default.")
+    seed: Whole | None = Field(
+        None, ge=-(2**63), lt=2**64, description="Same seed, same masks; left out, the model's default."
+    )
     outputs: list[str] = Field([], description="Further fields of the answer, by name; see GET /v1/models/{name}.")
     quantiles: list[float] | None = Field(
         None,
@@ -77,7 +87,9 @@ class PredictAnswer(BaseModel):
     seed: int = Field(description="Seed really used: sent again, it gives the same answer.")
     mean: list[Any] = Field(description="Mean over passes: probabilities, or the predicted value.")
     variance: list[Any] = Field(description="Variance over passes; for regression the total variance.")
-    entropy: list[Any] = Field(description="Entropy of the prediction in nats; null for minus infinity. Not for raw.")
+    entropy: list[Any] = Field(
+        [], description="Entropy of the prediction in nats; null for minus infinity. Not for raw."
+    )
     label: list[Any] = Field([], description="Index of the most probable class. Classification only.")
     class_names: list[str] = Field([], description="Names of the classes, in the order of `mean`, where known.")
 

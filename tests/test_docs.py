@@ -1,5 +1,6 @@
 """The README is true: its blocks run and print what it says, and its tables have a line for everything there is."""
 
+import ast
 import importlib
 import json
 import math
@@ -373,6 +374,25 @@ def test_versions_agree():
     assert f"torch {low} to 2.{int(high) - 1}" in README
     assert f"CPython {project['requires-python'].removeprefix('>=')} and later" in README
     assert f"version = {{{mcdrop.__version__}}}" in README
+
+
+def test_every_trap_of_serving_is_covered_by_tests_that_exist():
+    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in page.splitlines() if line[:2] == "| "]
+    traps = {row[0]: row for row in rows if row[0] != "trap"}
+    assert len(traps) == 35
+    known = {
+        f"{path.stem}::{node.name}"
+        for path in (ROOT / "tests").glob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    for trap, row in traps.items():
+        assert len(row) == 3, trap
+        named = re.findall(r"`([^`]+)`", row[2])
+        assert named, trap
+        assert set(named) <= known, trap
+        assert re.sub(r"`[^`]+`|, ", "", row[2]) == "", trap
 
 
 # ---- kinds

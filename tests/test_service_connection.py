@@ -38,6 +38,44 @@ def answered(raw: bytes, status: int, code: str, *fragments: str) -> None:
         assert fragment in problem["detail"]
 
 
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (head("/v2/models/insects/infer", "Content-Length: many"), 400),
+        (head("/v2?x=1", "X-Slow: 1")[:-2], 408),
+        (head("/v2/models", "X-Large: " + "a" * 3000)[:-2], 431),
+        (head("/v2/models/insects/infer", "Content-Length: 5") + b"{", 408),
+    ],
+)
+def test_under_v2_such_failures_have_the_shape_of_the_protocol(http, sent, status):
+    with connected(http) as connection:
+        connection.sendall(sent)
+        start, _, body = everything(connection).partition(b"\r\n\r\n")
+    assert start.startswith(f"HTTP/1.1 {status} ".encode())
+    assert b"\r\ncontent-type: application/json\r\n" in start + b"\r\n"
+    assert list(json.loads(body)) == ["error"]
+
+
+def test_the_address_before_does_not_count(http):
+    """On one connection, first the protocol, then something that is none."""
+    with connected(http) as connection:
+        connection.sendall(head("/v2", method="GET"))
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        connection.sendall(b"\x16\x03\x01")
+        answered(everything(connection), 400, "malformed-http")
+
+
+def test_the_status_of_overload_can_be_chosen():
+    """Two bodies that are too much together: the one that completes the limit is refused, the other answered."""
+    with live(max_body_bytes=5000, max_inflight_body_bytes=5000, overload_status=503) as http:
+        with connected(http) as first:
+            first.sendall(head(INSECTS, JSON, "Content-Length: 4000") + b" " * 3999)
+            answers = (http.post(INSECTS, content=b" " * 3000, headers=dict([JSON.split(": ")])) for _ in range(100))
+            refused = next(answer for answer in answers if answer.status_code != 400)  # until the first has arrived
+        assert (refused.status_code, refused.json()["status"], refused.json()["code"]) == (503, 503, "overloaded")
+        assert refused.headers["retry-after"] == "1"
+
+
 @pytest.mark.parametrize("begun", [b"G", b"\r\n", head(INSECTS, "X-Slow: 1")[:-2]])
 def test_headers_that_do_not_come_are_408(http, begun):
     with connected(http) as connection:

@@ -9,6 +9,9 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 from torch import nn
 
@@ -18,10 +21,11 @@ from service import errors
 from service.app import create_app
 from service.metrics import Metrics
 from service.middleware import Door
+from service.wire import PredictRequest
 from serving import live, model, settings
 
 ROW = [0.1, -0.5, 2.0, 1.5]
-INSECTS = "/v1/models/insects/predict"
+INSECTS, STREAM = "/v1/models/insects/predict", "/v1/models/insects/stream"
 JSON = {"content-type": "application/json"}
 LIMITS = {"max_rows": 10, "max_num_samples": 100, "max_cost": 300, "max_body_bytes": 5000, "max_answer_values": 1000}
 
@@ -104,6 +108,47 @@ def test_json_that_is_no_object_is_422(http, body):
 )
 def test_what_is_well_formed_but_wrong_is_422(http, request_, code, fragments):
     check(http.post(INSECTS, json=request_), 422, code, *fragments)
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=12,
+)
+PATHS = [(), ("inputs",), ("inputs", 0), ("inputs", 0, 0), *((name,) for name in PredictRequest.model_fields)]
+
+
+def answer_is_sound(answer: httpx.Response) -> None:
+    """Either what was asked for, or a problem that is the client's."""
+    if answer.status_code == 504:  # of a deadline that is made up
+        check(answer, 504, "deadline-exceeded")
+    elif answer.status_code == 200:
+        assert answer.headers["content-type"].startswith(("application/json", "text/event-stream"))
+        assert b"event: error" not in answer.content or b"deadline-exceeded" in answer.content
+    else:
+        assert 400 <= answer.status_code < 500, answer.text
+        check(answer, answer.status_code, answer.json()["code"])
+
+
+@given(st.sampled_from([INSECTS, STREAM]), st.sampled_from(PATHS), JSON_VALUES)
+@hypothesis_settings(max_examples=300, deadline=None)
+def test_any_value_anywhere_in_a_request_is_answered_or_refused(http, address, path, value):
+    holder: Any = {"content": {"inputs": [ROW], "num_samples": 2}}
+    place, key = holder, "content"
+    for step in path:
+        place, key = place[key], step
+    place[key] = value
+    content = json.dumps(holder["content"]).encode("utf-8", "surrogatepass")
+    answer_is_sound(http.post(address, content=content, headers=JSON))
+
+
+@given(st.binary(max_size=60), st.sampled_from(["", "gzip", "deflate", "br"]), st.integers(0, 80), st.booleans())
+@hypothesis_settings(max_examples=200, deadline=None)
+def test_any_bytes_are_answered_or_refused(http, noise, coding, cut, is_valid_before):
+    """Noise alone, and a valid request that is cut somewhere and goes on as noise."""
+    valid = json.dumps({"inputs": [ROW], "num_samples": 2}).encode()
+    body = valid[:cut] + noise if is_valid_before else noise
+    answer_is_sound(http.post(INSECTS, content=body, headers={**JSON, "content-encoding": coding}))
 
 
 def test_a_request_at_every_limit_is_answered(http):

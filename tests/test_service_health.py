@@ -124,6 +124,45 @@ def test_every_example_of_the_documentation_works(http):
         np.testing.assert_allclose(answer["variance"], shown["variance"], rtol=1e-5)
 
 
+def test_every_example_of_the_open_inference_protocol_works(http):
+    """The same requests as tensors, with the same answers."""
+    paths = http.get("/openapi.json").json()["paths"]
+    native = paths["/v1/models/{name}/predict"]["post"]["responses"]["200"]["content"]["application/json"]["examples"]
+    asked = paths["/v2/models/{name}/infer"]["post"]["requestBody"]["content"]["application/json"]["examples"]
+    assert set(asked) == set(native)
+    for name, example in asked.items():
+        answer = http.post(f"/v2/models/{name}/infer", json=example["value"]).json()
+        wanted = np.ravel(native[name]["value"]["mean"])
+        np.testing.assert_allclose(answer["outputs"][0]["data"], wanted, rtol=1e-5)
+
+
+def test_streams_have_the_same_examples(http):
+    paths = http.get("/openapi.json").json()["paths"]
+    predict, stream = (paths[f"/v1/models/{{name}}/{verb}"]["post"]["requestBody"] for verb in ("predict", "stream"))
+    assert stream == predict
+
+
+def test_the_document_says_what_each_model_takes(http):
+    """Shapes, ranges and limits of models and settings, names and versions that are served, statuses by operation."""
+    paths = http.get("/openapi.json").json()["paths"]
+    operation = paths["/v1/models/{name}/versions/{version}/predict"]["post"]
+    assert {each["name"]: each["schema"]["enum"] for each in operation["parameters"]} == {
+        "name": ["insects", "pair", "slope"], "version": ["3", "1"]
+    }  # fmt: skip
+    asked = operation["requestBody"]["content"]["application/json"]["schema"]["anyOf"]
+    insects, pair, _ = (schema["properties"] for schema in asked)
+    rows, named = insects["inputs"]["anyOf"]
+    assert (rows["maxItems"], rows["items"]["minItems"], rows["items"]["maxItems"]) == (settings().max_rows, 4, 4)
+    assert 3.402823e38 < rows["items"]["items"]["exclusiveMaximum"] < 3.402824e38
+    assert named["required"] == ["input"]
+    assert [each["required"] for each in pair["inputs"]["anyOf"]] == [["left", "right"]]
+    assert insects["num_samples"]["anyOf"][0] == {"type": "integer", "minimum": 2, "maximum": 10_000}
+    assert "mutual_information" in insects["outputs"]["items"]["enum"]
+    assert "mutual_information" not in pair["outputs"]["items"]["enum"]
+    assert {"200", "422", "429", "504", "default"} <= set(operation["responses"])
+    assert "422" not in paths["/v2/models/{name}/infer"]["post"]["responses"]
+
+
 def test_the_short_path_is_documented_with_the_default_model():
     with live(models=models_folder() / "one") as http:
         document = http.get("/openapi.json").json()

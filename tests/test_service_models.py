@@ -94,6 +94,30 @@ def test_models_are_loaded_replaced_and_unloaded(repository):
         assert http.get("/health/ready").json()["models"] == ["another"]
 
 
+def test_the_open_inference_protocol_loads_and_unloads_too(repository):
+    infer = {"inputs": [{"name": "input", "shape": [1, 2], "datatype": "FP32", "data": [0.5, 0.5]}]}
+    with controlled(repository) as http:
+        add_version(repository, "count", 2)
+        for body in (b"", b"{}", b'{"parameters": {}}'):
+            answer = http.post("/v2/repository/models/count/load", content=body)
+            assert (answer.status_code, answer.content) == (200, b"{}")
+        answer = http.post("/v2/models/count/infer", json=infer).json()
+        assert (answer["model_version"], answer["outputs"][0]["data"]) == ("2", [2.0])
+        assert http.get("/v2/models/count").json()["versions"] == ["2"]
+        index = {entry["version"]: entry["state"] for entry in http.post("/v2/repository/index").json()}
+        assert index == {"1": "UNAVAILABLE", "2": "READY"}
+        unload = {"parameters": {"unload_dependents": False}}
+        assert http.post("/v2/repository/models/count/unload", json=unload).status_code == 200
+        assert list(http.get("/v2/models/count/ready").json()) == ["error"]
+        assert http.post("/v2/models/count/infer", json=infer).status_code == 404
+        assert http.post("/v2/repository/index", json={"ready": True}).json() == []
+        assert http.post("/v2/repository/models/nope/load").status_code == 404
+        damage(add_version(repository, "count", 3))
+        failed = http.post("/v2/repository/models/count/load")
+        assert (failed.status_code, list(failed.json())) == (400, ["error"])
+        assert "it is cut off" in failed.json()["error"]
+
+
 def test_a_failed_reload_is_an_answer_and_the_server_stays_ready(repository):
     with controlled(repository) as http:
         damage(add_version(repository, "count", 2))

@@ -93,8 +93,21 @@ def test_without_keys_everything_is_open_but_administration():
 
 def test_the_documentation_names_the_key(http):
     document = http.get("/openapi.json", headers=bearer(KEY)).json()
-    assert document["security"] == [{"key": []}]
-    assert document["components"]["securitySchemes"] == {"key": {"type": "http", "scheme": "bearer"}}
+    schemes = document["components"]["securitySchemes"]
+    assert {name: (scheme["type"], scheme["scheme"]) for name, scheme in schemes.items()} == {
+        "key": ("http", "bearer"), "admin_key": ("http", "bearer")
+    }  # fmt: skip
+    for path, operations in document["paths"].items():
+        wanted = (
+            "admin_key"
+            if path.endswith("load")
+            else None
+            if path.startswith(("/health/", "/v2/health/", "/metrics"))
+            else "key"
+        )
+        for operation in operations.values():
+            assert operation.get("security") == (None if wanted is None else [{wanted: []}]), path
+            assert ("401" in operation["responses"]) == (wanted is not None)
 
 
 def administered(**changes: Any) -> FastAPI:

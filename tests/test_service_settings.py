@@ -71,5 +71,13 @@ def test_a_missing_file_is_an_error(tmp_path):
         load_settings(config=tmp_path / "nope.yaml")
 
 
+def test_a_choice_of_numbers_may_come_as_text(monkeypatch):
+    assert load_settings().overload_status == 429
+    monkeypatch.setenv("MCDROP_OVERLOAD_STATUS", "503")
+    assert load_settings().overload_status == 503
+    with pytest.raises(SettingError, match="overload_status cannot be 500"):
+        load_settings(overload_status="500")
+
+
 def test_every_setting_says_what_it_is():
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []

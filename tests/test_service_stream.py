@@ -2,13 +2,21 @@
 
 import asyncio
 import json
+import threading
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
-from serving import live
+from service.app import create_app
+from service.errors import NonFiniteError
+from service.nonfinite import finite_only
+from service.outcome import Outcome
+from serving import live, models_folder, settings
 
 ROW = [0.1, -0.5, 2.0, 1.5]
 STREAM, PLAIN = "/v1/models/insects/stream", "/v1/models/insects/predict"
@@ -67,10 +75,18 @@ def test_the_default_model_streams_too():
         assert found[-1][0] == "result"
 
 
+def test_a_named_version_streams(http):
+    path = "/v1/models/insects/versions/{}/stream"
+    found = events(http, path.format(3), {"inputs": [ROW], "num_samples": 20})
+    assert (found[-1][0], found[-1][1]["version"]) == ("result", "3")
+    answer = http.post(path.format(4), json={"inputs": [ROW]})
+    assert (answer.status_code, answer.json()["code"]) == (404, "unknown-model")
+
+
 def test_what_is_wrong_at_once_is_no_stream(http):
     answer = http.post(STREAM, json={"inputs": [[1]]})
     assert answer.status_code == 422
-    assert answer.json()["code"] == "input-error" or "code" in answer.json()
+    assert answer.json()["code"] == "invalid-input"
     assert http.post("/v1/models/nobody/stream", json={"inputs": [[1]]}).status_code == 404
 
 
@@ -87,6 +103,79 @@ def test_a_deadline_with_partial_answers_ends_in_the_best_so_far(http):
     assert found[-1][0] == "result"
     assert found[-1][1]["partial"] is True
     assert 2 <= found[-1][1]["num_samples"] < 10**8
+
+
+def test_values_that_json_cannot_hold_can_be_an_error_of_the_stream():
+    """Zeros give 0 in every pass, so the entropy is minus infinity from the first estimate to the last."""
+    zeros, values = {"inputs": [[0.0, 0.0]], "num_samples": 40}, {"inputs": [[1.0, 2.0]], "num_samples": 40}
+    with live(models=models_folder() / "slope", nonfinite="error") as http:
+        answer = http.post("/v1/models/slope/stream", json=zeros)
+        assert (answer.status_code, answer.json()["code"]) == (500, "nonfinite-answer")
+        assert events(http, "/v1/models/slope/stream", values)[-1][0] == "result"
+
+
+def test_an_estimate_that_json_cannot_hold_is_left_out():
+    """The passes agree at first: what the last estimate can say is said."""
+    write = finite_only(lambda outcome: b"written", settings(nonfinite="error"))
+    outcome = Outcome("m", "1", 8, 0, {"mean": np.zeros(2), "entropy": np.array([1.0, -np.inf])}, final=False)
+    assert write(outcome) == b""
+    assert write(replace(outcome, fields={"mean": np.zeros(2)})) == b"written"
+    with pytest.raises(NonFiniteError, match="entropy holds 1 values"):
+        write(replace(outcome, final=True))
+
+
+def test_streams_and_refusals_count_in_the_statistics_of_their_model():
+    def durations() -> dict[str, int]:
+        stats = http.get("/v2/models/insects/stats").json()["model_stats"][0]["inference_stats"]
+        return {name: stats[name]["count"] for name in ("success", "fail", "queue")}
+
+    with live(max_rows=2) as http:
+        events(http, STREAM, {"inputs": [ROW], "num_samples": 20})
+        assert durations() == {"success": 1, "fail": 0, "queue": 1}
+        for path in (STREAM, PLAIN):
+            assert http.post(path, json={"inputs": [ROW] * 3}).status_code == 422
+        assert durations() == {"success": 1, "fail": 2, "queue": 1}
+        assert http.post(PLAIN, json={"inputs": [ROW]}).status_code == 200
+        assert durations() == {"success": 2, "fail": 2, "queue": 2}
+
+
+def test_who_leaves_before_the_first_estimate_is_noticed_at_once():
+    """The first estimate would never come: the thread is held, as by another request, until the client is gone."""
+    app = create_app(settings())
+    released, body = threading.Event(), b'{"inputs": [[0, 0, 0, 0]]}'
+
+    def hold() -> Iterator[None]:
+        assert released.wait(60)
+        yield
+
+    async def talk() -> list[Any]:
+        async with app.router.lifespan_context(app):
+            await app.state.loading
+            scheduler = app.state.registry.scheduler
+            holding = asyncio.ensure_future(scheduler.run(hold()))
+            messages = iter([{"type": "http.request", "body": body, "more_body": False}])
+            sent: list[Any] = []
+
+            async def receive() -> Any:
+                message = next(messages, None)
+                while message is None and not scheduler.pending:
+                    await asyncio.sleep(0)
+                return message or {"type": "http.disconnect"}
+
+            async def send(message: Any) -> None:
+                sent.append(message)
+
+            scope = {"type": "http", "method": "POST", "path": STREAM, "raw_path": STREAM.encode(), "query_string": b"",
+                     "root_path": "", "headers": [(b"content-type", b"application/json")], "http_version": "1.1",
+                     "scheme": "http", "state": {}, "server": ("server", 80), "client": ("client", 1)}  # fmt: skip
+            async with asyncio.timeout(30):
+                await app(scope, receive, send)
+            assert scheduler.pending == 0
+            released.set()
+            await holding
+            return sent
+
+    assert asyncio.run(talk())[0]["status"] == 499
 
 
 def test_silence_is_filled(http):

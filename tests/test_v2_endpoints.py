@@ -144,9 +144,11 @@ def test_metadata(http):
     parameters = found["parameters"]
     assert parameters["class_names"] == list(CLASSES)
     assert (parameters["task"], parameters["num_samples"], parameters["seed"]) == ("classification", 20, 5)
-    assert {"std", "mutual_information", "quantiles", "samples", "standard_errors.mean"} <= {
-        *parameters["optional_outputs"]
-    }
+    shapes = {each["name"]: (each["datatype"], each["shape"]) for each in parameters["optional_outputs"]}
+    assert {"mean", "standard_errors"}.isdisjoint(shapes)
+    assert shapes["std"] == shapes["standard_errors.mean"] == shapes["vote_shares"] == ("FP32", [-1, 3])
+    assert shapes["mutual_information"] == shapes["standard_errors.entropy"] == ("FP32", [-1])
+    assert shapes["quantiles"] == shapes["samples"] == ("FP32", [-1, -1, 3])
 
 
 def test_sizes_that_may_vary_are_minus_one(http):
@@ -158,7 +160,11 @@ def test_sizes_that_may_vary_are_minus_one(http):
     assert {each["name"]: each["shape"] for each in words["outputs"]} == {
         "mean": [-1, -1, 2], "variance": [-1, -1, 2], "entropy": [-1, -1], "label": [-1, -1]
     }  # fmt: skip
+    optional = {each["name"]: each["shape"] for each in words["parameters"]["optional_outputs"]}
+    assert (optional["std"], optional["confidence"], optional["samples"]) == ([-1, -1, 2], [-1, -1], [-1, -1, -1, 2])
     spread = http.get("/v2/models/spread").json()
+    optional = {each["name"]: each["shape"] for each in spread["parameters"]["optional_outputs"]}
+    assert optional["samples.log_variance"] == [-1, -1, 1]
     assert [(each["datatype"], each["shape"]) for each in spread["outputs"]] == [("FP64", [-1, 1])] * 3
     field = http.get("/v2/models/field").json()
     assert [each["shape"] for each in field["outputs"]] == [[-1, -1, -1, -1]] * 3

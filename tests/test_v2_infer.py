@@ -173,10 +173,14 @@ def test_every_output_that_is_named_can_be_had(http, name):
         tensor(each["name"], [1, *each["shape"][1:]], each["datatype"], [0.5] * each["shape"][1])
         for each in metadata["inputs"]
     ]
-    names = [each["name"] for each in metadata["outputs"]] + metadata["parameters"]["optional_outputs"]
-    for each in names:
-        answer = http.post(f"/v2/models/{name}/infer", json={"inputs": inputs, "outputs": [{"name": each}]})
-        assert all(found == each or found.startswith(f"{each}.") for found in outputs(answer)), each
+    listed = metadata["outputs"] + metadata["parameters"]["optional_outputs"]
+    assert {each["name"].partition(".")[0] for each in listed} == set(http.get(f"/v1/models/{name}").json()["outputs"])
+    for each in listed:
+        answer = http.post(f"/v2/models/{name}/infer", json={"inputs": inputs, "outputs": [{"name": each["name"]}]})
+        assert list(outputs(answer)) == [each["name"]]
+        (found,) = answer.json()["outputs"]
+        assert found["datatype"] == each["datatype"]
+        assert all(size in (-1, real) for size, real in zip(each["shape"], found["shape"], strict=True))
 
 
 def test_a_pair_and_float64(http):
@@ -231,6 +235,22 @@ def test_a_triton_timeout_is_a_deadline_in_microseconds(http):
     assert http.post(INSECTS, json=insects(parameters={"timeout": 0})).status_code == 200
     check_error(http.post(INSECTS, json=insects(parameters={"timeout": 1})), 504, "deadline")
     check_error(http.post(INSECTS, json=insects(parameters={"deadline_ms": 0.001, "timeout": 60_000_000})), 504)
+
+
+@pytest.mark.parametrize("limit", [{"deadline_ms": 400}, {"timeout": 400_000}])
+def test_at_a_deadline_the_best_so_far_if_that_is_allowed(limit):
+    """More passes than any machine computes by then: an answer from fewer, and its standard errors, or none."""
+    asked = {"num_samples": 10**9, **limit}
+    with live(models=models_folder() / "one", max_num_samples=10**9, max_cost=10**9, max_pending_seconds=1e9) as http:
+        check_error(http.post(INSECTS, json=insects(parameters=asked)), 504, "allow_partial")
+        answer = http.post(INSECTS, json=insects(parameters={**asked, "allow_partial": True}))
+        found, parameters = outputs(answer), answer.json()["parameters"]
+        assert parameters["partial"] is True
+        assert 2 <= parameters["num_samples"] < 10**9
+        assert {"mean", "standard_errors.mean", "standard_errors.entropy"} <= set(found)
+        whole = http.post(INSECTS, json=insects(parameters={"allow_partial": True, "deadline_ms": 60_000}))
+        assert "partial" not in whole.json()["parameters"]
+        assert whole.json()["parameters"]["num_samples"] == 20
 
 
 def test_a_body_may_come_in_many_small_pieces(http):

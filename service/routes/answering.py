@@ -4,8 +4,9 @@ Never computes: the scheduler's thread does, so the event loop stays free.
 """
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any
 
 from fastapi import Request
@@ -24,29 +25,27 @@ async def respond(
     request: Request, registry: Registry, model: ServedModel, asked: PredictRequest, write: Callable[[Outcome], bytes]
 ) -> bytes:
     """The answer, in the protocol that `write` speaks. Work is dropped as soon as the client closes the connection."""
-    job = model.job(asked, write, arrived=request.state.arrived)
-    registry.scheduler.submit(job)
-    gone: asyncio.Future[Any] | None = None
+    with _counted(model, request.state.arrived) as answered:
+        job = model.job(asked, write, arrived=request.state.arrived)
+        registry.scheduler.submit(job)
+        gone: asyncio.Future[Any] | None = None
 
-    def watch() -> None:
-        nonlocal gone
-        gone = asyncio.ensure_future(request.receive())  # after the body, nothing comes but http.disconnect
-        gone.add_done_callback(lambda _: _give_up(job))
+        def watch() -> None:
+            nonlocal gone
+            gone = asyncio.ensure_future(request.receive())  # after the body, nothing comes but http.disconnect
+            gone.add_done_callback(lambda _: _give_up(job))
 
-    timer = asyncio.get_running_loop().call_later(_UNWATCHED, watch)
-    try:
-        answer = await job.future
-        request.state.timings = {"queue": job.queue_ms, "compute": job.computed * 1000}
-        model.tally.success(int(job.queue_ms * 1e6), int(job.computed * 1e9), job.rows)
-        return answer
-    except Exception:
-        model.tally.fail(int((time.monotonic() - job.arrived) * 1e9))
-        raise
-    finally:
-        registry.scheduler.withdraw(job)
-        timer.cancel()
-        if gone is not None:
-            gone.cancel()
+        timer = asyncio.get_running_loop().call_later(_UNWATCHED, watch)
+        try:
+            answer = await job.future
+            request.state.timings = {"queue": job.queue_ms, "compute": job.computed * 1000}
+            answered(job)
+            return answer
+        finally:
+            registry.scheduler.withdraw(job)
+            timer.cancel()
+            if gone is not None:
+                gone.cancel()
 
 
 def _give_up(job: Job) -> None:
@@ -59,20 +58,48 @@ async def estimates(
 ) -> AsyncGenerator[bytes | None]:
     """Answers from more and more passes, the last from all; None after a while of silence. Closing it ends the work."""
     told: asyncio.Queue[bytes] = asyncio.Queue()
-    job = model.job(asked, write, arrived=request.state.arrived, estimate=told.put_nowait)
-    registry.scheduler.submit(job)
+
+    def tell(estimate: bytes) -> None:
+        if estimate:  # empty where `finite_only` leaves one out
+            told.put_nowait(estimate)
+
     silence = registry.settings.stream_heartbeat
+    with _counted(model, request.state.arrived) as answered:
+        job = model.job(asked, write, arrived=request.state.arrived, estimate=tell)
+        registry.scheduler.submit(job)
+        try:
+            while not job.future.done() or not told.empty():
+                waiting = asyncio.ensure_future(told.get())
+                try:
+                    await asyncio.wait({waiting, job.future}, timeout=silence, return_when=asyncio.FIRST_COMPLETED)
+                    if waiting.done():
+                        yield waiting.result()
+                    elif not job.future.done():
+                        yield None
+                finally:
+                    waiting.cancel()
+            answer = job.future.result()
+            answered(job)
+            yield answer
+        finally:
+            registry.scheduler.withdraw(job)
+
+
+@contextlib.contextmanager
+def _counted(model: ServedModel, arrived: float) -> Iterator[Callable[[Job], None]]:
+    """One request in the model's statistics: a success once what this gives is called, else a failure.
+
+    Refusals are failures, and so is whoever leaves.
+    """
+    succeeded = False
+
+    def answered(job: Job) -> None:
+        nonlocal succeeded
+        succeeded = True
+        model.tally.success(int(job.queue_ms * 1e6), int(job.computed * 1e9), job.rows)
+
     try:
-        while not job.future.done() or not told.empty():
-            waiting = asyncio.ensure_future(told.get())
-            try:
-                await asyncio.wait({waiting, job.future}, timeout=silence, return_when=asyncio.FIRST_COMPLETED)
-                if waiting.done():
-                    yield waiting.result()
-                elif not job.future.done():
-                    yield None
-            finally:
-                waiting.cancel()
-        yield job.future.result()
+        yield answered
     finally:
-        registry.scheduler.withdraw(job)
+        if not succeeded:
+            model.tally.fail(int((time.monotonic() - arrived) * 1e9))

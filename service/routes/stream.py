@@ -6,6 +6,7 @@ event: error        data: a problem, when it fails on the way; the last event
 : heartbeat         now and then, where there is nothing to say for long
 """
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
@@ -14,7 +15,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
 from service.dependencies import ERRORS, Models
-from service.errors import problem
+from service.errors import ClientGoneError, problem
+from service.nonfinite import finite_only
 from service.registry import Registry
 from service.routes.answering import estimates
 from service.routes.predict import BODY, read
@@ -22,8 +24,16 @@ from service.wire import encode
 
 router = APIRouter(tags=["predict"], responses=ERRORS)
 
+_EVENT = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {"enum": ["estimate", "result", "error"]},
+        "data": {"type": "string", "description": "JSON: the answer so far, the answer, or a problem."},
+    },
+}
 EVENTS: dict[int | str, dict[str, Any]] = {
-    200: {"description": "Server-sent events.", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+    200: {"description": "Server-sent events.", "content": {"text/event-stream": {"schema": _EVENT}}}
 }
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # so that nothing in between collects them
 
@@ -52,11 +62,40 @@ async def stream(name: str, request: Request, models: Models) -> Response:
     return await _stream(name, request, models)
 
 
-async def _stream(name: str | None, request: Request, models: Registry) -> Response:
-    model = models.get(name)
-    answers = estimates(request, models, model, await read(request, models.settings), encode)
-    first = await anext(answers)  # what fails before it is answered as usual
+@router.post(
+    "/v1/models/{name}/versions/{version}/stream",
+    summary="Estimates that sharpen, by one version of a model",
+    responses=EVENTS,
+    response_class=StreamingResponse,
+    openapi_extra={"requestBody": BODY},
+)
+async def stream_version(name: str, version: str, request: Request, models: Models) -> Response:
+    """The same, of the version that is named instead of the newest."""
+    return await _stream(name, request, models, version)
+
+
+async def _stream(name: str | None, request: Request, models: Registry, version: str | None = None) -> Response:
+    model = models.get(name, version)
+    asked = await read(request, models.settings)
+    answers = estimates(request, models, model, asked, finite_only(encode, models.settings))
+    first = await _first(answers, request)  # what fails before it is answered as usual
     return StreamingResponse(_events(first, answers, request), headers=HEADERS, media_type="text/event-stream")
+
+
+async def _first(answers: AsyncGenerator[bytes | None], request: Request) -> bytes | None:
+    """What comes first. Until then nothing else notices that the client leaves, which gives the work up."""
+    waiting: asyncio.Future[bytes | None] = asyncio.ensure_future(anext(answers))
+    gone = asyncio.ensure_future(request.receive())  # after the body, nothing comes but http.disconnect
+    try:
+        either: set[asyncio.Future[Any]] = {waiting, gone}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
+            raise ClientGoneError("The client closed the connection, so its prediction was given up.")
+        return waiting.result()
+    finally:
+        waiting.cancel()
+        gone.cancel()
+        await asyncio.wait({waiting})  # until the work is given up
 
 
 async def _events(first: bytes | None, answers: AsyncGenerator[bytes | None], request: Request) -> AsyncIterator[bytes]:

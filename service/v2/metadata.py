@@ -1,7 +1,7 @@
 """What a server and its models say about themselves, in the protocol's terms; -1 stands for a size that may vary.
 
 `outputs` are the tensors of an answer to a request that names none. Those that a request may name besides stand in
-`parameters`, so that a client that asks for everything listed does not ask for every sample.
+`parameters` in the same form, so that a client that asks for everything listed does not ask for every sample.
 """
 
 from typing import Any
@@ -9,8 +9,9 @@ from typing import Any
 import mcdrop
 from mcdrop.inputs import InputSpec
 from service.model import ServedModel
+from service.outcome import ROWS_SECOND
 from service.v2.datatypes import of_array, of_dtype
-from service.v2.outputs import output_names
+from service.wire import ALWAYS
 
 PLATFORM = "mcdrop"
 EXTENSIONS = ("binary_tensor_data", "model_configuration", "model_repository", "parameters", "statistics")
@@ -25,12 +26,12 @@ def model_metadata(model: ServedModel, versions: list[str]) -> dict[str, Any]:
     """GET /v2/models/{name}; raises NotReadyError while the model is being loaded."""
     mc = model.loaded
     outputs = _outputs(model)
-    listed = [output["name"] for output in outputs]
+    always = [output for output in outputs if output["name"] in ALWAYS]
     parameters: dict[str, Any] = {
         "task": mc.task.name,
         "num_samples": mc.num_samples,
         "seed": mc.seed,
-        "optional_outputs": [name for name in output_names(mc.task) if name not in listed],
+        "optional_outputs": [output for output in outputs if output["name"] not in ALWAYS],
     }
     if mc.task.class_names:
         parameters["class_names"] = list(mc.task.class_names)
@@ -42,7 +43,7 @@ def model_metadata(model: ServedModel, versions: list[str]) -> dict[str, Any]:
             {"name": spec.name, "datatype": of_dtype(spec.dtype).name, "shape": _sizes(spec)}
             for spec in mc.signature.inputs
         ],
-        "outputs": outputs,
+        "outputs": always,
         "parameters": parameters,
     }
 
@@ -64,6 +65,7 @@ def model_config(model: ServedModel) -> dict[str, Any]:
         "output": [
             {"name": output["name"], "data_type": f"TYPE_{output['datatype']}", "dims": output["shape"][first:]}
             for output in _outputs(model)
+            if output["name"] in ALWAYS
         ],
         "dynamic_batching": {},
     }
@@ -73,13 +75,14 @@ def _outputs(model: ServedModel) -> list[dict[str, Any]]:
     """As seen while warming up. A model with variable sizes may give any others there, save for the classes."""
     mc, outputs = model.loaded, []
     for name, array in model.seen.items():
-        sizes = list(array.shape)
+        before = array.shape[:1] if name.partition(".")[0] in ROWS_SECOND else ()
+        sizes = list(array.shape[len(before) :])
         if mc.signature.dims:
-            same_layout = len(sizes) == len(model.seen["mean"].shape)
-            has_classes = mc.task.name in ("classification", "multilabel") and name in ("mean", "variance")
-            kept = mc.task.axis(len(sizes)) if has_classes and same_layout else None
+            has_classes = mc.task.name in ("classification", "multilabel")
+            kept = mc.task.axis(len(sizes)) if has_classes and len(sizes) == model.seen["mean"].ndim else None
             sizes = [size if axis == kept else -1 for axis, size in enumerate(sizes)]
-        outputs.append({"name": name, "datatype": of_array(array).name, "shape": [-1, *sizes[1:]]})
+        shape = [*(-1 for _ in before), -1, *sizes[1:]]
+        outputs.append({"name": name, "datatype": of_array(array).name, "shape": shape})
     return outputs
 
 
