@@ -7,6 +7,7 @@ more, requests in progress finish within `shutdown_timeout`, and `serve` returns
 import contextlib
 import errno
 import functools
+import gc
 import signal
 import socket
 import threading
@@ -38,8 +39,14 @@ def serve(settings: Settings, *, on_ready: Callable[[str], None] | None = None) 
     """
     app = create_app(settings)
     with listen(settings.host, settings.port) as sock:
-        server = Server(app, settings, on_ready=lambda: on_ready and on_ready(address(settings.host, sock)))
-        server.run(sockets=[sock])
+
+        def ready() -> None:
+            gc.collect()
+            gc.freeze()  # what is loaded by now stays; to look through it holds every thread up for a tenth of a second
+            if on_ready is not None:
+                on_ready(address(settings.host, sock))
+
+        Server(app, settings, on_ready=ready).run(sockets=[sock])
     failure = app.state.registry.failure
     if failure is not None:
         raise failure

@@ -18,12 +18,13 @@ from service.server import address, listen, serve, serving
 from serving import models_folder, settings
 
 PROGRAM = """
+import gc
 import sys
 from service.server import serve
 from service.settings import load_settings
 serve(load_settings(models=sys.argv[1], port=0, log_level="error", device="cpu", max_num_samples=10**9, max_cost=10**9,
                     shutdown_timeout=sys.argv[2], shutdown_delay=sys.argv[3]),
-      on_ready=lambda url: print(url, flush=True))
+      on_ready=lambda url: print(url, gc.get_freeze_count(), flush=True))
 print("ended in order", flush=True)
 """
 REQUEST = {"inputs": [[0.0, 0.0, 0.0, 0.0]], "num_samples": 3000}
@@ -40,7 +41,9 @@ def process(shutdown_timeout: int = 30, shutdown_delay: int = 0) -> Iterator[tup
     ) as server:
         try:
             assert server.stdout is not None
-            yield server, server.stdout.readline().strip()
+            url, frozen = server.stdout.readline().split()
+            assert int(frozen) > 10_000  # what was loaded, which no garbage collection looks through again
+            yield server, url
         finally:
             server.kill()
 
