@@ -6,7 +6,6 @@ together with it, as long as the predicted seconds stay within a limit.
 """
 
 import asyncio
-import contextlib
 from collections import deque
 from collections.abc import Generator, Hashable, Iterator
 from dataclasses import dataclass
@@ -104,7 +103,7 @@ class Backlog:
     def remove(self, job: Job) -> None:
         """Take a job out, wherever it is."""
         for queue in (self._fresh, self._begun):
-            with contextlib.suppress(ValueError):
+            if job in queue:  # an error of `remove` would write the job out, tensors and all
                 queue.remove(job)
 
     def take_late(self, now: float) -> list[Job]:

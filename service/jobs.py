@@ -35,7 +35,7 @@ class Finish(Protocol):
     def __call__(self, result: Prediction | Share, job: "Job") -> bytes: ...
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Job:
     """Belongs to the inference thread, once submitted; `future` to the event loop."""
 

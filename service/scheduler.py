@@ -134,15 +134,24 @@ class Scheduler:
         result: Result = await errand.future
         return result
 
-    def _check_room(self, job: Job) -> None:
-        seconds = max(1, min(60, round(self._cost)))
+    def check_count(self) -> None:
+        """Raise OverloadedError when so much waits that no job whatever would be taken in."""
         if len(self._pending) >= self._max_pending:
+            seconds = self._seconds_left()
             raise OverloadedError(
                 f"{len(self._pending)} requests are waiting, as many as this server holds. Try again in {seconds} s, "
                 f"or raise {raise_limit('max_pending')}.",
                 retry_after=seconds,
             )
+
+    def _seconds_left(self) -> int:
+        """Until what waits is computed."""
+        return max(1, min(60, round(self._cost)))
+
+    def _check_room(self, job: Job) -> None:
+        self.check_count()
         if self._pending and self._cost + job.cost > self._max_cost:
+            seconds = self._seconds_left()
             raise OverloadedError(
                 f"What is waiting here takes {self._cost:.1f} s and this request {job.cost:.1f} s, more than this "
                 f"server holds. Try again in {seconds} s, or raise {raise_limit('max_pending_seconds')}.",

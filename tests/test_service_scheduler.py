@@ -14,6 +14,7 @@ from mcdrop.runs import Run
 from scheduling import Model, assert_right, running, submitted
 from service.app import create_app
 from service.errors import DeadlineError, NotReadyError, OverloadedError
+from service.jobs import Job
 from service.scheduler import Scheduler
 from serving import settings
 
@@ -223,6 +224,26 @@ def test_who_leaves_while_waiting_costs_nothing_from_then_on():
     with running() as scheduler:
         asyncio.run(talk(scheduler))
     assert len(model.log) == 1
+
+
+def test_who_leaves_is_not_written_out(monkeypatch):
+    """A job holds its inputs: hundreds that were written into errors kept the event loop busy for seconds."""
+
+    def written(job: Job) -> str:
+        raise AssertionError("written out")
+
+    model = Model()
+    monkeypatch.setattr(Job, "__repr__", written)
+
+    async def talk(scheduler: Scheduler) -> None:
+        first = await held(scheduler, model)
+        scheduler.submit(job := model.job())
+        scheduler.withdraw(job)
+        model.gate.set()
+        await first
+
+    with running() as scheduler:
+        asyncio.run(talk(scheduler))
 
 
 def test_who_leaves_while_computing_costs_one_slice_more():

@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
+from raw import connected, head
 from service.app import create_app
 from service.errors import NonFiniteError
 from service.nonfinite import finite_only
@@ -191,6 +192,26 @@ def test_who_leaves_a_stream_ends_its_work(http):
         if http.post(PLAIN, json={"inputs": [ROW]}).json().get("mean"):
             return
     raise AssertionError("the next request was not answered")
+
+
+@pytest.mark.parametrize("is_begun", [True, False], ids=["in the middle", "before the first event"])
+def test_who_leaves_a_stream_is_counted_as_gone(is_begun):
+    """Without the heartbeats that find it out by themselves; each row alone, so that the first estimate takes long."""
+    exact = {} if is_begun else {"determinism": "exact"}
+    with live(max_num_samples=10**9, max_cost=10**13, max_pending_seconds=1e9) as http:
+        body = json.dumps({"inputs": [ROW] * 2000, "num_samples": 10**6, **exact}).encode()
+        with connected(http) as connection:
+            connection.sendall(head(STREAM, "Content-Type: application/json", f"Content-Length: {len(body)}") + body)
+            while "mcdrop_pending_requests 1.0" not in http.get("/metrics").text:
+                pass
+            if is_begun:
+                assert connection.recv(10).startswith(b"HTTP/1.1 2")
+        gone = 'mcdrop_requests_total{model="insects",outcome="cancelled",version="3"} 1.0'
+        until = time.monotonic() + 20
+        while gone not in (text := http.get("/metrics").text) and time.monotonic() < until:
+            pass
+        assert gone in text
+        assert "mcdrop_pending_requests 0.0" in text
 
 
 def test_many_streams_at_once():

@@ -18,6 +18,7 @@ from service.outcome import Outcome
 from service.registry import Registry
 from service.wire import PredictRequest
 
+GONE = "The client closed the connection, so its prediction was given up."
 _UNWATCHED = 0.01  # seconds before a connection is watched: less than a slice, and most answers are there by then
 
 
@@ -26,6 +27,7 @@ async def respond(
 ) -> bytes:
     """The answer, in the protocol that `write` speaks. Work is dropped as soon as the client closes the connection."""
     with _counted(model, request.state.arrived) as answered:
+        registry.scheduler.check_count()  # before its tensors are made
         job = model.job(asked, write, arrived=request.state.arrived)
         registry.scheduler.submit(job)
         gone: asyncio.Future[Any] | None = None
@@ -50,7 +52,7 @@ async def respond(
 
 def _give_up(job: Job) -> None:
     if not job.future.done():
-        job.future.set_exception(ClientGoneError("The client closed the connection, so its prediction was given up."))
+        job.future.set_exception(ClientGoneError(GONE))
 
 
 async def estimates(
@@ -65,6 +67,7 @@ async def estimates(
 
     silence = registry.settings.stream_heartbeat
     with _counted(model, request.state.arrived) as answered:
+        registry.scheduler.check_count()
         job = model.job(asked, write, arrived=request.state.arrived, estimate=tell)
         registry.scheduler.submit(job)
         try:

@@ -18,7 +18,7 @@ from service.dependencies import ERRORS, Models
 from service.errors import ClientGoneError, problem
 from service.nonfinite import finite_only
 from service.registry import Registry
-from service.routes.answering import estimates
+from service.routes.answering import GONE, estimates
 from service.routes.predict import BODY, read
 from service.wire import encode
 
@@ -90,7 +90,7 @@ async def _first(answers: AsyncGenerator[bytes | None], request: Request) -> byt
         either: set[asyncio.Future[Any]] = {waiting, gone}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not waiting.done():
-            raise ClientGoneError("The client closed the connection, so its prediction was given up.")
+            raise ClientGoneError(GONE)
         return waiting.result()
     finally:
         waiting.cancel()
@@ -116,6 +116,9 @@ async def _events(first: bytes | None, answers: AsyncGenerator[bytes | None], re
                 held = answer
             if held is not None:
                 yield _event(b"result", held)
+        except asyncio.CancelledError:  # the client has left, or the server stops; for the count alone
+            problem(ClientGoneError(GONE), request.scope)
+            raise
         except Exception as error:
             if held is not None:
                 yield _event(b"estimate", held)
