@@ -47,7 +47,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.metrics = Metrics()
     app.state.registry = Registry(settings, app.state.metrics)
     app.state.keys = keys = Keys.of(settings)
-    app.include_router(predict.router)
+    app.include_router(predict.router)  # routes are tried in this order
+    app.include_router(v2.predictions)
     app.include_router(stream.router)
     app.include_router(models.router)
     app.include_router(models.admin)

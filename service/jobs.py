@@ -15,6 +15,7 @@ from typing import Protocol
 from mcdrop.prediction import Prediction, concatenate
 from mcdrop.predictor import MCDropout
 from mcdrop.runs import Run, Share
+from service.outcome import Outcome
 from service.pace import Pace
 from service.tally import Tally
 
@@ -55,6 +56,7 @@ class Job:
     began: float | None = None  # when computing began
     computed: float = 0.0  # seconds of the inference thread so far
     partial: bool = False
+    answered: tuple[Prediction | Share, Outcome] | None = None  # what the answer is made of, once it is written
     parts: list[Run] = field(default_factory=list)
     levels: list[int] = field(default_factory=list)  # of passes, ascending
     _level: int = 0

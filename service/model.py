@@ -25,7 +25,6 @@ from service.pace import Pace, calibrate
 from service.settings import Settings, raise_limit
 from service.tally import Tally
 from service.v2.outputs import tensors
-from service.watch import Watch
 
 log = logging.getLogger("service.model")
 
@@ -50,7 +49,6 @@ class ServedModel:
     folder: Path
     device: torch.device
     settings: Settings
-    watch: Watch
     mc: MCDropout | None = None
     example: Example | None = None
     pace: Pace = field(default_factory=Pace)
@@ -149,7 +147,7 @@ class ServedModel:
         def finish(result: Prediction | Share, job: Job) -> bytes:
             outcome = self._outcome(result, names, mc, job)
             if outcome.final:
-                self.watch.answering(job, result, outcome)
+                job.answered = result, outcome
             return write(outcome)
 
         return Job(

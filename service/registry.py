@@ -36,7 +36,6 @@ class Registry:
         self.settings = settings
         self.device = choose_device(settings.device)
         self.metrics = Metrics() if metrics is None else metrics
-        self.watch = Watch(self.metrics)
         self._shelf = Shelf()
         self._changing = asyncio.Lock()  # one change at a time, in the order in which they were asked for
         found = find_models(settings)
@@ -49,7 +48,7 @@ class Registry:
             max_pending_seconds=settings.max_pending_seconds,
             stuck_seconds=settings.stuck_after,
             prepare=functools.partial(set_threads, settings.threads),
-            watch=self.watch,
+            watch=Watch(self.metrics),
         )
         self.draining = False
         self.failure: Exception | None = None
@@ -157,9 +156,7 @@ class Registry:
     def _chosen(self, name: str, versions: Versions) -> list[ServedModel]:
         """The versions that are to be served, not loaded yet, oldest first."""
         wanted = list(versions.items()) if self.settings.versions == "all" else list(versions.items())[-1:]
-        return [
-            ServedModel(name, version, folder, self.device, self.settings, self.watch) for version, folder in wanted
-        ]
+        return [ServedModel(name, version, folder, self.device, self.settings) for version, folder in wanted]
 
     def _scan(self, known: Mapping[Path, str]) -> Scan:
         return scan(serving_root(self.settings), known)

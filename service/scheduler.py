@@ -219,7 +219,7 @@ class Scheduler:
             self._in_hand = []
         for job in gone:
             self._saved(job)
-        settle((job.future, outcome) for job, outcome in told)
+        self._answer(told)
 
     def _advance(self, batch: Batch, jobs: list[Job]) -> None:
         lead, now = jobs[0], time.monotonic()
@@ -302,7 +302,7 @@ class Scheduler:
             self._in_hand = []
         for job in late:
             self._saved(job)
-        settle((job.future, outcome) for job, outcome in told)
+        self._answer(told)
 
     def _run_errand(self, errand: Errand) -> None:
         future = errand.future
@@ -340,6 +340,14 @@ class Scheduler:
         if job in self._pending:
             self._pending.remove(job)
             self._cost = self._cost - job.cost if self._pending else 0.0
+
+    def _answer(self, told: list[tuple[Job, Any]]) -> None:
+        """Give jobs their outcomes, and only then look at them: nobody waits for that."""
+        settle((job.future, outcome) for job, outcome in told)
+        if self._watch is not None:
+            for job, outcome in told:
+                if not isinstance(outcome, Exception):
+                    self._watch.answered(job)
 
     def _saved(self, job: Job) -> None:
         if self._watch is not None:

@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 
-from mcdrop.prediction import Prediction
 from mcdrop.runs import Share
 from service.jobs import Job
 from service.metrics import Metrics
 from service.nonfinite import count_nonfinite, each_array
-from service.outcome import Outcome, arrays
+from service.outcome import arrays
 
 DRIFT = ("entropy", "mutual_information", "confidence")  # what shows whether inputs or answers change over time
 
@@ -37,9 +36,11 @@ class Watch:
         if job.left:
             self._metrics.saved_samples(job.model.name, job.left)
 
-    def answering(self, job: Job, result: Prediction | Share, outcome: Outcome) -> None:
-        """It is answered with this. What several jobs share is looked at once, as a whole."""
-        name, version = job.model.name, job.model.version
+    def answered(self, job: Job) -> None:
+        """It has its answer. What several jobs share is looked at once, as a whole."""
+        if job.answered is None:
+            return
+        (result, outcome), (name, version) = job.answered, (job.model.name, job.model.version)
         if (count := count_nonfinite(part for value in outcome.fields.values() for part in each_array(value))) > 0:
             self._metrics.nonfinite(name, count)
         if isinstance(result, Share):

@@ -6,6 +6,7 @@ so `/v2/models/stats` is no model.
 
 import asyncio
 from collections.abc import Callable
+from enum import Enum
 from typing import Any, TypeVar
 
 import orjson
@@ -18,6 +19,7 @@ from service.model import ServedModel
 from service.nonfinite import finite_only
 from service.registry import Registry
 from service.routes.answering import respond
+from service.routes.direct import DirectRoute
 from service.v2 import metadata
 from service.v2.answers import HEADER_LENGTH, Writer
 from service.v2.parameters import flag, parse_object, read_parameters
@@ -34,11 +36,12 @@ _EITHER = {"application/json": {"schema": _ANY}, "application/octet-stream": {"s
 _OPTIONAL = {"requestBody": {"required": False, "content": {"application/json": {"schema": _ANY}}}}
 _ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 
-router = APIRouter(
-    prefix="/v2",
-    tags=["open inference protocol"],
-    responses={"default": {"description": "Any failure.", "content": {"application/json": {"schema": _ERROR}}}},
-)
+_FAILURES: dict[int | str, dict[str, Any]] = {
+    "default": {"description": "Any failure.", "content": {"application/json": {"schema": _ERROR}}}
+}
+_TAGS: list[str | Enum] = ["open inference protocol"]
+router = APIRouter(prefix="/v2", tags=_TAGS, responses=_FAILURES)
+predictions = APIRouter(prefix="/v2", tags=_TAGS, responses=_FAILURES, route_class=DirectRoute)  # where time counts
 
 
 def _route(verb: str, path: str, **options: Any) -> Callable[[Endpoint], Endpoint]:
@@ -120,13 +123,13 @@ async def statistics(name: str, request: Request, models: Models) -> dict[str, A
     return {"model_stats": [model_statistics(_find(request, models))]}
 
 
-@_route(
-    "POST",
+@predictions.post(
     "/models/{name}/infer",
     summary="Predict, with tensors as JSON or binary data",
     responses={200: {"description": "The output tensors.", "content": _EITHER}},
     openapi_extra={"requestBody": {"required": True, "content": _EITHER}},
 )
+@predictions.post("/models/{name}/infer/", include_in_schema=False)
 async def infer(name: str, request: Request, models: Models) -> Response:
     """Mean, variance and entropy over stochastic passes, and what `outputs` names instead."""
     model = _find(request, models)
@@ -141,6 +144,13 @@ async def infer(name: str, request: Request, models: Models) -> Response:
     return await respond_with(
         request, content, media_type=writer.media_type, settings=models.settings, headers=writer.headers
     )
+
+
+@predictions.post("/models/{name}/versions/{version}/infer", include_in_schema=False)
+@predictions.post("/models/{name}/versions/{version}/infer/", include_in_schema=False)
+async def infer_version(name: str, version: str, request: Request, models: Models) -> Response:
+    """The same, of the version that is named instead of the newest."""
+    return await infer(name, request, models)
 
 
 @_route("POST", "/repository/index", summary="Every model and version with its state", openapi_extra=_OPTIONAL)
