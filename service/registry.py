@@ -36,6 +36,7 @@ class Registry:
         self.settings = settings
         self.device = choose_device(settings.device)
         self.metrics = Metrics() if metrics is None else metrics
+        self.watch = Watch(self.metrics)
         self._shelf = Shelf()
         self._changing = asyncio.Lock()  # one change at a time, in the order in which they were asked for
         found = find_models(settings)
@@ -48,7 +49,7 @@ class Registry:
             max_pending_seconds=settings.max_pending_seconds,
             stuck_seconds=settings.stuck_after,
             prepare=functools.partial(set_threads, settings.threads),
-            watch=Watch(self.metrics),
+            watch=self.watch,
         )
         self.draining = False
         self.failure: Exception | None = None

@@ -27,6 +27,9 @@ from service.watch import Watch
 
 log = logging.getLogger("service.scheduler")
 
+_REST = 0.005  # seconds without work after which the thread looks at what it has answered
+_AT_REST = 8  # answers it looks at before it looks for work again
+
 
 class Scheduler:
     """Owner of the thread. `start`, any number of `submit` and `run`, `stop`."""
@@ -181,9 +184,17 @@ class Scheduler:
             with self._changed:
                 self._in_hand = []
                 self._slice_began = None
-                self._changed.wait_for(lambda: self._backlog or self._stopping)
+                is_behind = self._watch is not None and self._watch.is_behind
+                rest = _REST if is_behind else None
+                is_wanted = self._changed.wait_for(lambda: self._backlog or self._stopping, rest)
+            if self._watch is not None and not is_wanted:
+                self._watch.catch_up(_AT_REST)
+                continue
+            with self._changed:
                 if self._stopping:
                     return None
+                if not self._backlog:
+                    continue
                 now = time.monotonic()
                 late = self._backlog.take_late(now)
                 if not late:

@@ -1,13 +1,17 @@
 """What happens to jobs, told to the metrics and to the statistics of their models."""
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Generator, Sequence
 
+from mcdrop.prediction import Prediction
 from mcdrop.runs import Share
 from service.jobs import Job
 from service.metrics import Metrics
 from service.nonfinite import count_nonfinite, each_array
 from service.outcome import arrays
 
+_MANY = 128  # answers that are looked at in one go, when the thread has had no rest before
+_LARGE = 2**12  # numbers of an answer that does not wait to be looked at, since it would hold much memory
 DRIFT = ("entropy", "mutual_information", "confidence")  # what shows whether inputs or answers change over time
 
 
@@ -16,6 +20,7 @@ class Watch:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        self._unseen: deque[tuple[str, str, Prediction]] = deque()
 
     def submitted(self, job: Job) -> None:
         """It waits for the thread now."""
@@ -48,6 +53,28 @@ class Watch:
                 return
             result.derived["watched"] = True
             result = result.whole
-        fields = [field for field in DRIFT if field in result.fields]
-        if fields:
-            self._metrics.uncertainty(name, version, arrays(result, fields))
+        self._unseen.append((name, version, result))
+        if len(self._unseen) >= _MANY or result.mean.numel() > _LARGE:
+            self.catch_up()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether there are answers whose uncertainty has not been looked at yet."""
+        return bool(self._unseen)
+
+    def catch_up(self, most: int = _MANY) -> None:
+        """Look at the uncertainty of answers, which takes longer than all else here: a tenth of a millisecond each."""
+        for _ in range(most):
+            try:
+                name, version, prediction = self._unseen.popleft()
+            except IndexError:
+                return
+            fields = [field for field in DRIFT if field in prediction.fields]
+            if fields:
+                self._metrics.uncertainty(name, version, arrays(prediction, fields))
+
+    def look(self) -> Generator[None]:
+        """`catch_up` as work for the scheduler."""
+        while self.is_behind:
+            self.catch_up()
+            yield
