@@ -178,7 +178,7 @@ def _describe_infer(operation: dict[str, Any], models: list[ServedModel]) -> Non
     inputs = sorted({spec.name for model in models for spec in model.loaded.signature.inputs})
     outputs = sorted({name for model in models for name in output_names(model.loaded.task)})
     most = max(len(model.loaded.signature.inputs) for model in models)
-    parameters = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}
+    parameters = {"type": ["object", "null"], "additionalProperties": {"type": ["string", "number", "boolean"]}}
     tensor = {
         "type": "object",
         "required": ["name", "shape", "datatype"],
@@ -199,10 +199,10 @@ def _describe_infer(operation: dict[str, Any], models: list[ServedModel]) -> Non
         "type": "object",
         "required": ["inputs"],
         "properties": {
-            "id": {"type": "string"},
+            "id": {"type": ["string", "null"]},
             "parameters": parameters,
             "inputs": {"type": "array", "items": tensor, "minItems": 1, "maxItems": most},
-            "outputs": {"type": "array", "items": wanted, "uniqueItems": True},
+            "outputs": {"type": ["array", "null"], "items": wanted, "uniqueItems": True},
         },
     }
     asked = operation["requestBody"]["content"]["application/json"]
