@@ -137,6 +137,7 @@ def _request(model: ServedModel) -> dict[str, Any]:
         "anyOf": [*arrays.values(), named] if len(arrays) == 1 else [named],
     }
     fields["num_samples"]["anyOf"][0] |= {"minimum": 2, "maximum": settings.max_num_samples}
+    fields["seed"]["anyOf"][0] |= {"minimum": -(2**63), "maximum": 2**64 - 1}
     fields["outputs"]["items"] = {"enum": list(available_outputs(model.loaded.task))}
     fields["quantiles"]["anyOf"][0]["items"] |= {"exclusiveMinimum": 0, "exclusiveMaximum": 1}
     return schema
