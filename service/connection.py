@@ -72,7 +72,7 @@ class Connection(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        self._awaiting, self.url = "nothing", b""
+        self._awaiting = "nothing"
         self._stop_reading_timer()
         super().on_message_complete()
 

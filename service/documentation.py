@@ -137,6 +137,7 @@ def _request(model: ServedModel) -> dict[str, Any]:
         "anyOf": [*arrays.values(), named] if len(arrays) == 1 else [named],
     }
     fields["num_samples"]["anyOf"][0] |= {"minimum": 2, "maximum": settings.max_num_samples}
+    fields["seed"]["anyOf"][0] |= {"minimum": -(2**63), "maximum": 2**64 - 1}
     fields["outputs"]["items"] = {"enum": list(available_outputs(model.loaded.task))}
     fields["quantiles"]["anyOf"][0]["items"] |= {"exclusiveMinimum": 0, "exclusiveMaximum": 1}
     return schema
@@ -178,7 +179,7 @@ def _describe_infer(operation: dict[str, Any], models: list[ServedModel]) -> Non
     inputs = sorted({spec.name for model in models for spec in model.loaded.signature.inputs})
     outputs = sorted({name for model in models for name in output_names(model.loaded.task)})
     most = max(len(model.loaded.signature.inputs) for model in models)
-    parameters = {"type": "object", "additionalProperties": {"type": ["string", "number", "boolean"]}}
+    parameters = {"type": ["object", "null"], "additionalProperties": {"type": ["string", "number", "boolean"]}}
     tensor = {
         "type": "object",
         "required": ["name", "shape", "datatype"],
@@ -199,10 +200,10 @@ def _describe_infer(operation: dict[str, Any], models: list[ServedModel]) -> Non
         "type": "object",
         "required": ["inputs"],
         "properties": {
-            "id": {"type": "string"},
+            "id": {"type": ["string", "null"]},
             "parameters": parameters,
             "inputs": {"type": "array", "items": tensor, "minItems": 1, "maxItems": most},
-            "outputs": {"type": "array", "items": wanted, "uniqueItems": True},
+            "outputs": {"type": ["array", "null"], "items": wanted, "uniqueItems": True},
         },
     }
     asked = operation["requestBody"]["content"]["application/json"]

@@ -27,8 +27,8 @@ QUANTILE_LEVELS = (0.05, 0.5, 0.95)
 
 
 def _whole(value: object) -> object:
-    """JSON knows one kind of number: 5.0 is 5."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    """JSON knows one kind of number: 5.0 is 5. Beyond 64 bits orjson rounds, so what it gives there is not used."""
+    return int(value) if isinstance(value, float) and -(2**63) < value < 2**64 and value.is_integer() else value
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]

@@ -30,7 +30,7 @@ from service.app import create_app
 from service.errors import NotReadyError
 from service.server import Server
 from service.wire import PredictRequest, encode
-from serving import live, model, models_folder, settings
+from serving import add_version, live, model, models_folder, settings
 from v2_requests import insects, outputs
 
 ROW = [0.1, -0.5, 2.0, 1.5]
@@ -246,6 +246,32 @@ def test_requests_of_every_kind_at_once_get_what_each_gets_alone():
             for found, wanted in zip(pool.map(ask, asked), alone, strict=True):
                 assert_near(found, wanted)
             assert_near(outputs(binary.result()), tensors)
+
+
+def test_models_that_take_the_same_rows_are_not_taken_for_each_other(tmp_path):
+    """Three versions of one model, which predicts its version; requests for all of them wait, and go on at once."""
+    for number in (1, 2, 3):
+        add_version(tmp_path, "count", number)
+    app, released = create_app(settings(models=tmp_path, versions="all")), threading.Event()
+
+    def hold() -> Iterator[None]:
+        assert released.wait(60)
+        yield
+
+    async def ask(http: httpx.AsyncClient) -> list[float]:
+        scheduler = app.state.registry.scheduler
+        holding = asyncio.ensure_future(scheduler.run(hold()))
+        paths = [f"/v1/models/count/versions/{1 + number % 3}/predict" for number in range(12)]
+        asked = [asyncio.ensure_future(http.post(path, json={"inputs": [[0.5, 0.5]]})) for path in paths]
+        while scheduler.pending < len(asked):
+            await asyncio.sleep(0)
+        released.set()
+        answers = [(await each).json() for each in asked]
+        await holding
+        assert [answer["version"] for answer in answers] == ["1", "2", "3"] * 4
+        return [answer["mean"][0][0] for answer in answers]
+
+    assert talk(app, ask) == [1.0, 2.0, 3.0] * 4
 
 
 def test_limits_of_one_are_limits():
