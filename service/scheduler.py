@@ -400,8 +400,8 @@ def _costs(jobs: Sequence[Job]) -> tuple[float, float]:
         return lead.pace.prefix(1, lead.shape), lead.pace.each(1, lead.shape)
     side_by_side: dict[Any, int] = defaultdict(int)
     for job in jobs:
-        side_by_side[job.run.seed, job.run.masks] += job.run.rows
-    missing = sum(job.run.rows for job in jobs if not job.run.begun)
+        side_by_side[job.run.seed, job.run.masks] += job.run.computed_rows
+    missing = sum(job.run.computed_rows for job in jobs if not job.run.begun)
     each = sum(lead.pace.each(rows, lead.shape) for rows in side_by_side.values())
     return lead.pace.prefix(missing, lead.shape), each
 
