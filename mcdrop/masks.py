@@ -23,6 +23,7 @@ __all__ = ["Masks"]
 _BLOCK = 32  # passes that are drawn and kept together
 _FEW = 4096  # units below which more passes are drawn together, since a draw has a fixed cost
 _UNITS = 2**22  # units that are drawn at once, in bytes a few times that
+_ENTRY = 1536  # bytes that an entry takes besides its numbers: tensor, key and place in the table
 _BITS_BOUND = 256 * 2**20
 _READY_BOUND = 128 * 2**20
 
@@ -42,11 +43,11 @@ class _Kept:
                 return self.tensors[key]
         made = make()
         with self.lock:
-            if key not in self.tensors and made.nbytes <= self.bound:
+            if key not in self.tensors and made.nbytes + _ENTRY <= self.bound:
                 self.tensors[key] = made
-                self.held += made.nbytes
+                self.held += made.nbytes + _ENTRY
                 while self.held > self.bound:
-                    self.held -= self.tensors.popitem(last=False)[1].nbytes
+                    self.held -= self.tensors.popitem(last=False)[1].nbytes + _ENTRY
         return made
 
 

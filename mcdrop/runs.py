@@ -94,6 +94,11 @@ class Run:
     share: Share | None = None
 
     @property
+    def computed_rows(self) -> int:
+        """Rows that a pass takes: an empty batch is computed as one row, and its answer cut off."""
+        return max(self.rows, 1)
+
+    @property
     def passes(self) -> int:
         """Passes computed so far, for every row."""
         if self.share is not None:

@@ -38,7 +38,7 @@ class Batch:
 
     def __init__(self, lead: Job) -> None:
         self.jobs: list[Job] = [lead]
-        self.todo, self.rows, self.is_full = lead.todo, lead.run.rows, False
+        self.todo, self.rows, self.is_full = lead.todo, lead.run.computed_rows, False
         self._pace, self._shape = lead.pace, lead.shape
         at_once = 1 if lead.exact else self.rows
         self._missing = 0 if lead.run.begun else at_once
@@ -58,7 +58,7 @@ class Batch:
 
     def join(self, job: Job) -> bool:
         """Take a job in that suits the lead, if the slice has room for it."""
-        rows, pace = job.run.rows, self._pace
+        rows, pace = job.run.computed_rows, self._pace
         before = self._side_by_side.get(_masks(job), 0)
         each = self.each - pace.each(before, self._shape) + pace.each(before + rows, self._shape)
         missing = self._missing + (0 if job.run.begun else rows)

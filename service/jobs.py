@@ -67,7 +67,8 @@ class Job:
     def __post_init__(self) -> None:
         self.restart()
         self.cost = sum(
-            self.pace.prefix(part.rows, self.shape) + part.num_samples * self.pace.each(part.rows, self.shape)
+            self.pace.prefix(part.computed_rows, self.shape)
+            + part.num_samples * self.pace.each(part.computed_rows, self.shape)
             for part in self.parts
         )
 

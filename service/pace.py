@@ -21,6 +21,7 @@ _GUESS = 1e-4  # seconds for a row or a pass of it, before anything is known
 JOINING = 1.5  # what is too long for a slice may take this much longer with more rows
 _TURNS = 4  # of measuring a batch size
 _SHAPES = 64  # of rows, whose factors are kept
+_FACTOR = 1e6  # the most that a shape of rows costs more or less than another: predictions stay finite
 
 
 class Pace:
@@ -62,7 +63,8 @@ class Pace:
         """Take into account that what was predicted to take some seconds took others."""
         factor = self._factors.pop(shape, 1.0)
         ratio = min(max(seconds / max(predicted, 1e-9), 1e-3), 1e3)
-        self._factors[shape] = factor * ratio**0.25 if 0.5 < ratio < 2 else factor * ratio**0.5
+        factor *= ratio**0.25 if 0.5 < ratio < 2 else ratio**0.5
+        self._factors[shape] = min(max(factor, 1 / _FACTOR), _FACTOR)
         if len(self._factors) > _SHAPES:
             self._factors.popitem(last=False)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mcdrop.masks import Masks, _Kept
+from mcdrop.masks import _ENTRY, Masks, _Kept
 from mcdrop.noise import keep_mask
 from mcdrop.sites import Law, Site
 
@@ -67,10 +67,10 @@ def test_every_unit_dropped_is_zero_and_no_nan() -> None:
 
 
 def test_kept_under_the_bound() -> None:
-    kept = _Kept(100)
+    kept = _Kept(2 * _ENTRY + 100)
     for key in range(20):
         kept.get(key, lambda: torch.zeros(10, dtype=torch.float32))  # 40 bytes
-        assert kept.held == sum(tensor.nbytes for tensor in kept.tensors.values()) <= 100
+        assert kept.held == sum(tensor.nbytes + _ENTRY for tensor in kept.tensors.values()) <= kept.bound
     assert list(kept.tensors) == [18, 19]
     kept.get(18, lambda: pytest.fail("made again"))
     kept.get(20, lambda: torch.zeros(10))
@@ -79,18 +79,25 @@ def test_kept_under_the_bound() -> None:
     assert "large" not in kept.tensors
 
 
+def test_what_an_entry_takes_besides_its_numbers_counts() -> None:
+    kept = _Kept(2**20)
+    for key in range(2000):
+        kept.get(key, lambda: torch.zeros(1))
+    assert len(kept.tensors) < 2**20 / 1024
+
+
 def test_bounds_do_not_change_the_draws() -> None:
-    small = Masks(bits_bound=40, ready_bound=300)
+    small = Masks(bits_bound=_ENTRY + 40, ready_bound=_ENTRY + 300)
     for _ in range(2):
         for index in range(6):
             what = site(index=index)
             assert torch.equal(draw(small, what, [5, 6], range(40), 5), draw(Masks(), what, [5, 6], range(40), 5))
-            assert small._bits.held <= 40
-            assert small._ready.held <= 300
+            assert small._bits.held <= _ENTRY + 40
+            assert small._ready.held <= _ENTRY + 300
 
 
 def test_many_threads() -> None:
-    masks, wrong, gate = Masks(bits_bound=400, ready_bound=2000), [], threading.Barrier(8)
+    masks, wrong, gate = Masks(bits_bound=4 * _ENTRY + 400, ready_bound=4 * _ENTRY + 2000), [], threading.Barrier(8)
     truth = {index: draw(Masks(), site(index=index), [5, 6], range(40), 5) for index in range(8)}
 
     def work(number: int) -> None:
@@ -106,4 +113,5 @@ def test_many_threads() -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
-    assert masks._bits.held == sum(tensor.nbytes for tensor in masks._bits.tensors.values()) <= 400
+    assert masks._bits.held == sum(tensor.nbytes + _ENTRY for tensor in masks._bits.tensors.values())
+    assert masks._bits.held <= masks._bits.bound

@@ -54,6 +54,17 @@ def test_what_is_seen_corrects_the_prediction_for_that_shape_alone():
     assert pace.each(1, "short") == 1
 
 
+def test_predictions_stay_finite_and_recover_whatever_is_seen():
+    pace = Pace()
+    pace.measure(1, prefix=1, each=1)
+    for _ in range(300):
+        pace.learn(0.0, 1.0, shape="row")
+    assert math.isfinite(pace.each(1, "row"))
+    for _ in range(60):
+        pace.learn(pace.each(1, "row"), 1.0, shape="row")
+    assert pace.each(1, "row") == pytest.approx(1, rel=0.05)
+
+
 def test_sizes_are_measured_until_a_pass_fills_a_slice():
     mc, pace = model("one"), Pace()
     for _ in calibrate(mc, pace, mc.start(torch.zeros(1, 4)).inputs):

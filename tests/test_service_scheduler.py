@@ -40,6 +40,21 @@ async def held(scheduler: Scheduler, model: Model) -> "asyncio.Future[bytes]":
 # ---- batches
 
 
+def test_a_request_without_rows_is_predicted_to_take_what_one_row_takes(monkeypatch):
+    model, predicted = Model(), []
+    monkeypatch.setattr(model.pace, "learn", lambda seconds, *_, **__: predicted.append(seconds))
+
+    async def talk(scheduler: Scheduler) -> None:
+        without, one = model.job(0), model.job(1)
+        assert without.cost == one.cost > 0
+        await submitted(scheduler, without)
+        await submitted(scheduler, one)
+
+    with running() as scheduler:
+        asyncio.run(talk(scheduler))
+    assert predicted[0] == predicted[1] > 0
+
+
 @pytest.mark.parametrize("seeds", [(0, 0, 0, 0), (1, 2, 3, 4), (0, 1, 0, 1)])
 def test_what_waits_is_computed_together_and_each_gets_its_own(seeds):
     model = Model()
