@@ -133,7 +133,7 @@ def answer_is_sound(answer: httpx.Response) -> None:
 @given(st.sampled_from([INSECTS, STREAM]), st.sampled_from(PATHS), JSON_VALUES)
 @hypothesis_settings(max_examples=300, deadline=None)
 def test_any_value_anywhere_in_a_request_is_answered_or_refused(http, address, path, value):
-    holder: Any = {"content": {"inputs": [ROW], "num_samples": 2}}
+    holder: Any = {"content": {"inputs": [list(ROW)], "num_samples": 2}}
     place, key = holder, "content"
     for step in path:
         place, key = place[key], step
