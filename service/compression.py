@@ -10,6 +10,7 @@ import asyncio
 import re
 import zlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,6 +20,7 @@ from service.settings import Settings, raise_limit
 
 CODINGS = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}  # zlib's wbits
 SMALL = 16 * 1024  # bytes of an answer that are not worth the effort
+_BESIDE = ThreadPoolExecutor(1, "mcdrop-decompress")  # one at a time: bombs take a core and some memory, and no more
 _LARGE = 2**16  # bytes that are compressed in a thread of their own, beside the event loop
 _LEVEL = 1  # numbers as text shrink nearly as much as with the slower levels
 _QUALITY = re.compile(r"q=([01](?:\.[0-9]{0,3})?)", re.IGNORECASE)
@@ -38,7 +40,8 @@ async def read_body(request: Request, settings: Settings) -> bytes:
             f"The body's Content-Encoding is {coding}. Send it as it is, or with gzip or deflate (zlib)."
         )
     body = await request.body()
-    return await asyncio.to_thread(decompress, body, coding, settings.max_body_bytes)
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(_BESIDE, decompress, body, coding, settings.max_body_bytes)
 
 
 def decompress(body: bytes, coding: str, limit: int) -> bytes:

@@ -9,6 +9,10 @@ import httpx
 import pytest
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--chaos-minutes", type=float, default=5, help="how long the tier of chaos takes; at length, 20")
+
+
 @pytest.fixture(scope="session")
 def everything() -> Iterator[httpx.Client]:
     """A server of every model that the tests of the Open Inference Protocol ask, which takes a while to start."""

@@ -2,9 +2,11 @@
 
 import contextlib
 import gzip
+import threading
 import tracemalloc
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -80,6 +82,15 @@ def test_a_bomb_is_never_unpacked(coding):
         decompress(bomb, coding, 1_000_000)
     assert tracemalloc.get_traced_memory()[1] < 5_000_000
     tracemalloc.stop()
+
+
+def test_bombs_are_looked_at_one_at_a_time(http):
+    """On all threads at once they took every core and the memory of each, and probes of health waited."""
+    bomb = gzip.compress(bytes(100 * LIMIT))
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: post(http, NATIVE, bomb, content_encoding="gzip"), range(16)))
+    assert {answer.status_code for answer in answers} == {413}
+    assert len([thread for thread in threading.enumerate() if thread.name.startswith("mcdrop-decompress")]) == 1
 
 
 @pytest.mark.parametrize("path", [NATIVE, INSECTS])
