@@ -58,14 +58,16 @@ def talk(app: FastAPI, conversation: Callable[[httpx.AsyncClient], Awaitable[Any
 
 def test_everything_but_predictions_is_answered_while_the_device_computes():
     """The inference thread is held in the middle of its work for as long as the questions take."""
-    app, released = create_app(settings()), threading.Event()
+    app, held, released = create_app(settings()), threading.Event(), threading.Event()
 
     def hold() -> Iterator[None]:
+        held.set()
         assert released.wait(60)
         yield
 
     async def ask(http: httpx.AsyncClient) -> None:
         holding = asyncio.ensure_future(app.state.registry.scheduler.run(hold()))
+        await asyncio.to_thread(held.wait, 60)
         waiting = asyncio.ensure_future(http.post(PLAIN, json={"inputs": [ROW]}))
         for path in ("/health/live", "/health/ready", "/metrics", "/v2/health/live", "/v2/models/stats", "/v1/models"):
             for _ in range(5):
