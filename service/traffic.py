@@ -25,15 +25,17 @@ def predicts(template: str) -> bool:
 
 def served(scope: Scope) -> tuple[str, str]:
     """Name and version of the model that a request is for; empty where no such model is served."""
+    if (answering := scope.get("state", {}).get("served")) is not None:  # whatever is served by now
+        name, version = answering
+        return str(name), str(version)
     registry, given = scope["app"].state.registry, scope.get("path_params", {})
-    version = {"version": given["version"]} if "version" in given else {}
     try:
-        model = registry.get(given.get("name"), **version)
+        model = registry.get(given.get("name"), given.get("version"))
     except UnknownModelError:
         return "", ""
     except NotReadyError:  # one that is served, and still being loaded
         return str(given.get("name", registry.default)), ""
-    return model.name, model.loaded.version
+    return model.name, model.version
 
 
 def outcome(scope: Scope, status: int) -> str:

@@ -22,7 +22,7 @@ from raw import connected, head
 from service.app import create_app
 from service.errors import ClientGoneError, OverloadedError, problem
 from service.metrics import OUTCOMES, Metrics
-from serving import live, settings
+from serving import add_version, live, settings
 
 INSECTS, ROW = "/v1/models/insects/predict", [0.0, 0.0, 0.0, 0.0]
 NAMES = [
@@ -166,6 +166,18 @@ def test_every_prediction_request_counts_once(http, path, content, labels):
     model = {"model": labels["model"], "version": labels["version"]}
     name = "mcdrop_request_duration_seconds_count"
     assert value(after, name, **model) - value(before, name, **model) == 1
+
+
+def test_a_request_counts_for_the_version_that_answers_it(tmp_path):
+    add_version(tmp_path, "number", 2)  # its description says version 1
+    with live(models=tmp_path) as http:
+        http.post("/v1/models/number/predict", json={"inputs": [[1.0, 2.0]]})
+        http.post("/v1/models/number/predict", json={"inputs": "nonsense"})
+        found = scrape(http)
+    labels = {"model": "number", "version": "2"}
+    assert value(found, "mcdrop_accepted_requests_total", **labels) == 1
+    assert value(found, "mcdrop_requests_total", **labels, outcome="ok") == 1
+    assert value(found, "mcdrop_requests_total", **labels, outcome="invalid") == 1
 
 
 def test_what_clients_write_is_no_label(http):

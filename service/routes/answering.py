@@ -26,6 +26,7 @@ async def respond(
     request: Request, registry: Registry, model: ServedModel, asked: PredictRequest, write: Callable[[Outcome], bytes]
 ) -> bytes:
     """The answer, in the protocol that `write` speaks. Work is dropped as soon as the client closes the connection."""
+    request.state.served = model.name, model.version
     with _counted(model, request.state.arrived) as answered:
         registry.scheduler.check_count()  # before its tensors are made
         job = model.job(asked, write, arrived=request.state.arrived)
@@ -66,6 +67,7 @@ async def estimates(
             told.put_nowait(estimate)
 
     silence = registry.settings.stream_heartbeat
+    request.state.served = model.name, model.version
     with _counted(model, request.state.arrived) as answered:
         registry.scheduler.check_count()
         job = model.job(asked, write, arrived=request.state.arrived, estimate=tell)
