@@ -52,7 +52,7 @@ class Job:
     estimate: Callable[[bytes], None] | None = None  # is told each estimate, on the event loop
     alone: bool = False  # not to be computed together with others
 
-    cost: float = 0.0  # predicted seconds
+    cost: float = 0.0  # predicted seconds, until its deadline at most
     began: float | None = None  # when computing began
     computed: float = 0.0  # seconds of the inference thread so far
     partial: bool = False
@@ -71,6 +71,8 @@ class Job:
             + part.num_samples * self.pace.each(part.computed_rows, self.shape)
             for part in self.parts
         )
+        if self.deadline is not None:  # when it ends, whatever is left then
+            self.cost = min(self.cost, max(self.deadline - time.monotonic(), 0.0))
 
     def restart(self) -> None:
         """Forget what was computed."""

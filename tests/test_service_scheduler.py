@@ -40,6 +40,17 @@ async def held(scheduler: Scheduler, model: Model) -> "asyncio.Future[bytes]":
 # ---- batches
 
 
+def test_a_request_costs_no_more_than_until_its_deadline():
+    model = Model()
+
+    async def talk() -> None:
+        assert model.job(8, 10**6).cost > 100
+        assert 9 < model.job(8, 10**6, deadline=time.monotonic() + 10).cost <= 10
+        assert model.job(8, 10**6, deadline=time.monotonic() - 1).cost == 0
+
+    asyncio.run(talk())
+
+
 def test_a_request_without_rows_is_predicted_to_take_what_one_row_takes(monkeypatch):
     model, predicted = Model(), []
     monkeypatch.setattr(model.pace, "learn", lambda seconds, *_, **__: predicted.append(seconds))
