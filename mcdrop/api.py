@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from mcdrop.answers import RemotePrediction, Timings
 from mcdrop.api_errors import APIConnectionError, status_error
-from mcdrop.errors import InputError
+from mcdrop.errors import InputError, SettingError
 
 Result = TypeVar("Result")
 JSON: Mapping[str, str] = {"Content-Type": "application/json"}
@@ -87,7 +87,7 @@ def asked(
     allow_partial: bool = False,
     determinism: str | None = None,
 ) -> Asked:
-    """Raises InputError for what no server can be sent. What is left out is the server's to decide."""
+    """Raises InputError and SettingError for what no server can be sent. What is left out is the server's to decide."""
     if isinstance(outputs, str):
         raise InputError(f"outputs is the string {outputs!r}; expected a list of names: [{outputs!r}].")
     if version is not None and model is None:
@@ -98,8 +98,8 @@ def asked(
     else:
         arrays = as_array(inputs, "inputs")
     options = {
-        "num_samples": num_samples,
-        "seed": seed,
+        "num_samples": _whole("num_samples", num_samples),
+        "seed": _whole("seed", seed),
         "allow_partial": allow_partial or None,
         "determinism": determinism,
     }
@@ -111,6 +111,15 @@ def asked(
         None if quantiles is None else tuple(float(level) for level in quantiles),
         {name: value for name, value in options.items() if value is not None},
     )
+
+
+def _whole(name: str, value: Any) -> Any:
+    """A number of NumPy's as Python's; what else is wrong with it, the server says."""
+    if isinstance(value, np.integer):
+        return int(value)
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise SettingError(f"{name} is {value}; expected a whole number of at most 64 bits.")
+    return value
 
 
 def predict(asked: Asked) -> Call[RemotePrediction]:

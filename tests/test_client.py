@@ -43,6 +43,22 @@ def url() -> Iterator[str]:
         yield url
 
 
+@pytest.mark.parametrize("binary", [True, False])
+def test_whole_numbers_of_numpy_are_whole_numbers(url, binary):
+    with Client(url, binary=binary) as client:
+        prediction = client.predict(ROWS, num_samples=np.int32(8), seed=np.int64(3))
+        assert (prediction.num_samples, prediction.seed) == (8, 3)
+        with pytest.raises(SettingError, match="64 bits"):
+            client.predict(ROWS, seed=2**64)
+
+
+def test_a_stream_of_the_version_that_is_named(url):
+    with Client(url) as client:
+        assert [each.version for each in client.stream(ROWS, model="insects", version="3", num_samples=8)][-1] == "3"
+        with pytest.raises(NotFound, match="no version"):
+            list(client.stream(ROWS, model="insects", version="9"))
+
+
 @contextmanager
 def foreign(status: int, body: bytes, headers: dict[str, str]) -> Iterator[str]:
     """A server that is none of ours and answers everything alike."""
