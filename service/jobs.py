@@ -51,6 +51,7 @@ class Job:
     allow_partial: bool = False
     estimate: Callable[[bytes], None] | None = None  # is told each estimate, on the event loop
     alone: bool = False  # not to be computed together with others
+    check: Callable[[], None] | None = None  # what takes computing to find wrong; called once, before the first pass
 
     cost: float = 0.0  # predicted seconds, until its deadline at most
     began: float | None = None  # when computing began

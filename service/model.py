@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from service.v2.outputs import tensors
 log = logging.getLogger("service.model")
 
 LIMITS = ("max_rows", "max_num_samples", "max_cost", "max_body_bytes", "max_answer_values")
+SHAPES = 256  # of rows, whose numbers are kept
 EXAMPLE_BYTES = 20_000  # a longer example would bury the documentation
 
 
@@ -55,6 +56,7 @@ class ServedModel:
     values_per_row: int = 1  # numbers in one row of one pass, as seen while warming up
     seen: dict[str, NDArray[Any]] = field(default_factory=dict)  # its output tensors by name, without their values
     tally: Tally = field(default_factory=Tally)
+    _values: dict[Hashable, int] = field(default_factory=dict)  # numbers in one row of one pass, by the row's shape
 
     @property
     def loaded(self) -> MCDropout:
@@ -122,10 +124,26 @@ class ServedModel:
         )
         _limit(run.rows, settings.max_rows, "rows", "max_rows")
         _limit(run.rows * num_samples, settings.max_cost, "rows x passes", "max_cost")
+        if not mc.signature.dims:  # else it depends on the inputs, and `check_size` looks at it
+            self._limit_values(run.rows * self.values_per_row, num_samples, request)
+        return run
+
+    def check_size(self, run: Run, rows: int, request: wire.PredictRequest) -> None:
+        """Raise LimitError for an answer with too many numbers. Two passes of a row are computed to know, per shape."""
+        mc, shape = self.loaded, tuple(x.shape[1:] for x in run.inputs)
+        if shape not in self._values:
+            probe = mc.split(mc.start(tuple(run.inputs), num_samples=2), 1)[0]
+            mc.advance(probe)
+            prediction = probe.prediction()
+            if len(self._values) >= SHAPES:
+                self._values.clear()
+            self._values[shape] = prediction.mean.numel() // max(len(prediction), 1)
+        self._limit_values(rows * self._values[shape], run.num_samples, request)
+
+    def _limit_values(self, values: int, num_samples: int, request: wire.PredictRequest) -> None:
         keeps_passes = "samples" in request.outputs or request.quantile_levels
         copies = len(wire.ALWAYS) + (num_samples if keeps_passes else 0)
-        _limit(run.rows * self.values_per_row * copies, settings.max_answer_values, "numbers", "max_answer_values")
-        return run
+        _limit(values * copies, self.settings.max_answer_values, "numbers", "max_answer_values")
 
     def job(
         self,
@@ -150,7 +168,7 @@ class ServedModel:
                 job.answered = result, outcome
             return write(outcome)
 
-        return Job(
+        job = Job(
             model=self,
             mc=mc,
             pace=self.pace,
@@ -162,6 +180,9 @@ class ServedModel:
             allow_partial=request.allow_partial,
             estimate=estimate,
         )
+        if mc.signature.dims:
+            job.check = functools.partial(self.check_size, job.run, job.rows, request)
+        return job
 
     def _outcome(self, result: Prediction | Share, names: Sequence[str], mc: MCDropout, job: Job | None) -> Outcome:
         """The fields that are asked for; computes them, so it belongs on the inference thread."""

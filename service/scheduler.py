@@ -208,14 +208,15 @@ class Scheduler:
     def _compute_slice(self, batch: Batch) -> None:
         gone = [job for job in batch.jobs if job.future.done()]
         jobs = [job for job in batch.jobs if not job.future.done()]
-        told: list[tuple[Job, Any]] = []
-        if jobs:
+        told = self._refused(jobs)
+        refused = {job for job, _ in told}
+        if sound := [job for job in jobs if job not in refused]:
             try:
-                self._advance(batch, jobs)
+                self._advance(batch, sound)
             except Exception as error:
-                told += self._blame(jobs, error)
+                told += self._blame(sound, error)
             else:
-                told += self._outcomes(jobs)
+                told += self._outcomes(sound)
         settled = {job for job, _ in told}
         with self._changed:
             for job in jobs:
@@ -231,6 +232,18 @@ class Scheduler:
         for job in gone:
             self._saved(job)
         self._answer(told)
+
+    @staticmethod
+    def _refused(jobs: list[Job]) -> list[tuple[Job, Any]]:
+        """Those that begin now and fail their check, with what is wrong."""
+        refused: list[tuple[Job, Any]] = []
+        for job in jobs:
+            if job.began is None and job.check is not None:
+                try:
+                    job.check()
+                except Exception as error:
+                    refused.append((job, _explained(error)))
+        return refused
 
     def _advance(self, batch: Batch, jobs: list[Job]) -> None:
         lead, now = jobs[0], time.monotonic()

@@ -145,7 +145,10 @@ def test_who_leaves_before_the_first_estimate_is_noticed_at_once():
     app = create_app(settings())
     released, body = threading.Event(), b'{"inputs": [[0, 0, 0, 0]]}'
 
+    held = threading.Event()
+
     def hold() -> Iterator[None]:
+        held.set()
         assert released.wait(60)
         yield
 
@@ -154,6 +157,7 @@ def test_who_leaves_before_the_first_estimate_is_noticed_at_once():
             await app.state.loading
             scheduler = app.state.registry.scheduler
             holding = asyncio.ensure_future(scheduler.run(hold()))
+            await asyncio.to_thread(held.wait, 60)
             messages = iter([{"type": "http.request", "body": body, "more_body": False}])
             sent: list[Any] = []
 

@@ -255,14 +255,17 @@ def test_models_that_take_the_same_rows_are_not_taken_for_each_other(tmp_path):
     for number in (1, 2, 3):
         add_version(tmp_path, "count", number)
     app, released = create_app(settings(models=tmp_path, versions="all")), threading.Event()
+    held = threading.Event()
 
     def hold() -> Iterator[None]:
+        held.set()
         assert released.wait(60)
         yield
 
     async def ask(http: httpx.AsyncClient) -> list[float]:
         scheduler = app.state.registry.scheduler
         holding = asyncio.ensure_future(scheduler.run(hold()))
+        await asyncio.to_thread(held.wait, 60)
         paths = [f"/v1/models/count/versions/{1 + number % 3}/predict" for number in range(12)]
         asked = [asyncio.ensure_future(http.post(path, json={"inputs": [[0.5, 0.5]]})) for path in paths]
         while scheduler.pending < len(asked):
