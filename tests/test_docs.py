@@ -1,4 +1,4 @@
-"""The README is true: its blocks run and print what it says, and its tables have a line for everything there is."""
+"""The README and docs/operations.md are true: blocks run and print what they say, tables have a line for everything."""
 
 import ast
 import importlib
@@ -42,6 +42,8 @@ from serving import live, model, models_folder
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+TEXT = README + OPERATIONS
 NEAR = 0.03  # the example trains its network on this machine, and trained weights differ by machine in the last digits
 
 
@@ -54,14 +56,14 @@ class Block:
     text: str
 
 
-BLOCKS = [Block(*found) for found in re.findall(r"^```(\w+)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)]
+BLOCKS = [Block(*found) for found in re.findall(r"^```(\w+)\n(.*?)^```$", TEXT, flags=re.MULTILINE | re.DOTALL)]
 
 
 def section(title: str) -> str:
     """The text below a heading, up to the next heading of the same level or above."""
-    start = re.search(rf"^(#+) {re.escape(title)}$", README, flags=re.MULTILINE)
-    assert start is not None, f"README has no heading {title!r}"
-    rest = README[start.end() :]
+    start = re.search(rf"^(#+) {re.escape(title)}$", TEXT, flags=re.MULTILINE)
+    assert start is not None, f"no page has a heading {title!r}"
+    rest = TEXT[start.end() :]
     end = re.search(rf"^#{{1,{len(start[1])}}} ", rest, flags=re.MULTILINE)
     return rest[: end.start()] if end else rest
 
@@ -238,6 +240,8 @@ def test_relative_links_lead_somewhere():
             assert target[1:] in headings, target
         elif not target.startswith("https://"):
             assert (ROOT / target).exists(), target
+    for target in re.findall(r"\]\(([^)]+)\)", OPERATIONS):
+        assert target.startswith("https://") or (ROOT / "docs" / target).exists(), target
 
 
 # ---- what there is
@@ -250,7 +254,7 @@ def test_the_front_door_is_complete():
     assert set(mcdrop.__all__) == results | raised | {"MCDropout", "Report", "inspect", "layers"}
     for name in mcdrop.__all__:
         assert getattr(mcdrop, name).__name__.removeprefix("mcdrop.") == name
-        assert re.search(rf"`(mcdrop\.)?{name}", README), name
+        assert re.search(rf"`(mcdrop\.)?{name}", TEXT), name
 
 
 @pytest.mark.parametrize(
@@ -280,7 +284,7 @@ def test_every_setting_has_its_line():
 
 def test_every_metric_has_its_line():
     beside = {"mcdrop_device_memory_bytes"}  # on CUDA only
-    rows = {name: row for row in table("Operating it", "metric") for name in words(row["metric"])}
+    rows = {name: row for row in table("Metrics", "metric") for name in words(row["metric"])}
     assert beside <= set(rows)
     assert [row for name, row in rows.items() if name not in beside] == list(described())
 
