@@ -26,11 +26,7 @@ async def respond(
     request: Request, registry: Registry, model: ServedModel, asked: PredictRequest, write: Callable[[Outcome], bytes]
 ) -> bytes:
     """The answer, in the protocol that `write` speaks. Work is dropped as soon as the client closes the connection."""
-    request.state.served = model.name, model.version
-    with _counted(model, request.state.arrived) as answered:
-        registry.scheduler.check_count()  # before its tensors are made
-        job = model.job(asked, write, arrived=request.state.arrived)
-        registry.scheduler.submit(job)
+    with _submitted(request, registry, model, asked, write) as (job, answered):
         gone: asyncio.Future[Any] | None = None
 
         def watch() -> None:
@@ -45,7 +41,6 @@ async def respond(
             answered(job)
             return answer
         finally:
-            registry.scheduler.withdraw(job)
             timer.cancel()
             if gone is not None:
                 gone.cancel()
@@ -67,25 +62,39 @@ async def estimates(
             told.put_nowait(estimate)
 
     silence = registry.settings.stream_heartbeat
+    with _submitted(request, registry, model, asked, write, tell) as (job, answered):
+        while not job.future.done() or not told.empty():
+            waiting = asyncio.ensure_future(told.get())
+            try:
+                await asyncio.wait({waiting, job.future}, timeout=silence, return_when=asyncio.FIRST_COMPLETED)
+                if waiting.done():
+                    yield waiting.result()
+                elif not job.future.done():
+                    yield None
+            finally:
+                waiting.cancel()
+        answer = job.future.result()
+        answered(job)
+        yield answer
+
+
+@contextlib.contextmanager
+def _submitted(
+    request: Request,
+    registry: Registry,
+    model: ServedModel,
+    asked: PredictRequest,
+    write: Callable[[Outcome], bytes],
+    estimate: Callable[[bytes], None] | None = None,
+) -> Iterator[tuple[Job, Callable[[Job], None]]]:
+    """The request's job, submitted and in the end given up, and what to call once it is answered."""
     request.state.served = model.name, model.version
     with _counted(model, request.state.arrived) as answered:
-        registry.scheduler.check_count()
-        job = model.job(asked, write, arrived=request.state.arrived, estimate=tell)
+        registry.scheduler.check_count()  # before its tensors are made
+        job = model.job(asked, write, arrived=request.state.arrived, estimate=estimate)
         registry.scheduler.submit(job)
         try:
-            while not job.future.done() or not told.empty():
-                waiting = asyncio.ensure_future(told.get())
-                try:
-                    await asyncio.wait({waiting, job.future}, timeout=silence, return_when=asyncio.FIRST_COMPLETED)
-                    if waiting.done():
-                        yield waiting.result()
-                    elif not job.future.done():
-                        yield None
-                finally:
-                    waiting.cancel()
-            answer = job.future.result()
-            answered(job)
-            yield answer
+            yield job, answered
         finally:
             registry.scheduler.withdraw(job)
 
