@@ -24,8 +24,8 @@ _BLOCK = 32  # passes that are drawn and kept together
 _FEW = 4096  # units below which more passes are drawn together, since a draw has a fixed cost
 _UNITS = 2**22  # units that are drawn at once, in bytes a few times that
 _ENTRY = 1536  # bytes that an entry takes besides its numbers: tensor, key and place in the table
-_BITS_BOUND = 256 * 2**20
-_READY_BOUND = 128 * 2**20
+_BITS_BOUND = 64 * 2**20
+_READY_BOUND = 64 * 2**20
 
 
 class _Kept:
@@ -36,19 +36,32 @@ class _Kept:
         self.tensors: OrderedDict[Hashable, Tensor] = OrderedDict()
         self.lock = threading.Lock()
 
-    def get(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+    def find(self, key: Hashable, least: int = 0) -> Tensor | None:
+        """What is kept under a key, where it has this length at least."""
         with self.lock:
-            if key in self.tensors:
-                self.tensors.move_to_end(key)
-                return self.tensors[key]
+            found = self.tensors.get(key)
+            if found is None or len(found) < least:
+                return None
+            self.tensors.move_to_end(key)
+            return found
+
+    def get(self, key: Hashable, make: Callable[[], Tensor], least: int = 0) -> Tensor:
+        """What is kept under a key, or else what `make` makes, which is kept from then on."""
+        if (found := self.find(key, least)) is not None:
+            return found
         made = make()
         with self.lock:
-            if key not in self.tensors and made.nbytes + _ENTRY <= self.bound:
+            if made.nbytes + _ENTRY <= self.bound:
+                self._drop(self.tensors.pop(key, None))
                 self.tensors[key] = made
                 self.held += made.nbytes + _ENTRY
                 while self.held > self.bound:
-                    self.held -= self.tensors.popitem(last=False)[1].nbytes + _ENTRY
+                    self._drop(self.tensors.popitem(last=False)[1])
         return made
+
+    def _drop(self, tensor: Tensor | None) -> None:
+        if tensor is not None:
+            self.held -= tensor.nbytes + _ENTRY
 
 
 class Masks:
@@ -87,8 +100,19 @@ class Masks:
             return self._make(site, shape, seed, passes, device, axis, rows, units)
         if axis is not None:
             shape = (*shape[:axis], units, *shape[axis + 1 :])
-        key = (seed, site.index, shape, passes.start, passes.stop, device)
-        return self._ready.get(key, lambda: self._shared(site, shape, seed, passes, device))
+        return self._ready_to_multiply(site, shape, seed, passes, device)
+
+    def _ready_to_multiply(
+        self, site: Site, shape: tuple[int, ...], seed: int, passes: range, device: torch.device
+    ) -> Tensor:
+        """Kept from the first pass on, since a mask is unpacked quickly; numbers are kept from any pass on."""
+        start = 0 if site.law == "bernoulli" else passes.start
+        key, within = (seed, site.index, shape, start, device), slice(passes.start - start, passes.stop - start)
+        if passes.start == start:
+            make = partial(self._shared, site, shape, seed, passes, device)
+            return self._ready.get(key, make, within.stop)[within]
+        found = self._ready.find(key, within.stop)
+        return self._shared(site, shape, seed, passes, device) if found is None else found[within]
 
     def _shared(self, site: Site, shape: tuple[int, ...], seed: int, passes: range, device: torch.device) -> Tensor:
         if site.law != "bernoulli":

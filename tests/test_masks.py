@@ -66,6 +66,27 @@ def test_every_unit_dropped_is_zero_and_no_nan() -> None:
     assert torch.equal(draw(Masks(), gone, [2, 6], range(3), 2), torch.zeros(3, 1, 6))
 
 
+@pytest.mark.parametrize("law", ["bernoulli", "uniform", "normal"])
+def test_chunks_of_any_length_keep_one_tensor(law: Law) -> None:
+    masks, what = Masks(), site(law)
+    whole = draw(Masks(), what, [5, 6], range(100), 5)
+    for stop in (30, 100, 7, 64):
+        assert torch.equal(draw(masks, what, [5, 6], range(stop), 5), whole[:stop])
+        assert len(masks._ready.tensors) == 1
+    if law == "bernoulli":
+        for start in range(1, 60):
+            assert torch.equal(draw(masks, what, [5, 6], range(start, 110), 5)[: 100 - start], whole[start:])
+        assert [len(kept) for kept in masks._ready.tensors.values()] == [100], "later chunks are unpacked"
+
+
+def test_what_is_longer_takes_the_place_of_what_was_kept() -> None:
+    kept = _Kept(2**20)
+    kept.get("key", lambda: torch.zeros(10))
+    assert len(kept.get("key", lambda: torch.zeros(20), 20)) == len(kept.get("key", pytest.fail, 15)) == 20
+    assert kept.held == 80 + _ENTRY
+    assert kept.find("key", 21) is None
+
+
 def test_kept_under_the_bound() -> None:
     kept = _Kept(2 * _ENTRY + 100)
     for key in range(20):
