@@ -83,10 +83,11 @@ def server(repository: Path, switch: Path, log: Path) -> Iterator[tuple["subproc
 
 
 async def ordeal(here: Field, process: "subprocess.Popen[str]", log: Path, minutes: float) -> Record:
-    """Everything, in `minutes` in all."""
+    """Everything; load comes for so many minutes."""
     seconds = 60 * minutes
     count = min(PROBES, int(RATE * seconds / 6))
     record = Record(minutes, await probes(here, count), here.ledger)
+    until = time.monotonic() + seconds
     stop = asyncio.Event()
     clients = [asyncio.create_task(load(here, stop)) for _ in range(CLIENTS)]
     clients.append(asyncio.create_task(canaries(here, stop)))
@@ -94,7 +95,7 @@ async def ordeal(here: Field, process: "subprocess.Popen[str]", log: Path, minut
     record.saturated = await probes(here, count)
     record.before = [took for _, took in here.canaries]
     rounds = max(1, round(seconds / 150))
-    each = (seconds - 2 * count / RATE) * 0.9 / rounds / len(STORMS)
+    each = (seconds - count / RATE) * 0.9 / rounds / len(STORMS)
     watching = asyncio.create_task(probes(here, count))
     for _ in range(rounds):
         for storm in STORMS:
@@ -103,6 +104,7 @@ async def ordeal(here: Field, process: "subprocess.Popen[str]", log: Path, minut
             record.first.append((storm.__name__, took))
             record.story.append(f"{storm.__name__:11s} {said}; the first answer after {1000 * took:.0f} ms")
     record.stormy = await watching
+    await asyncio.sleep(until - time.monotonic())  # some storms are over early
     stop.set()
     await asyncio.gather(*clients)
     await calm(here, record, log)
