@@ -5,12 +5,10 @@ than `concurrency`. The first failure is raised; what has not been sent by then 
 and nothing is left running behind the caller's back: tasks are cancelled, requests of threads are waited for.
 """
 
-import asyncio
 import contextlib
 import sys
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 import numpy as np
@@ -61,6 +59,8 @@ def in_threads(
     advance: Callable[[], None],
 ) -> list[Result]:
     """The results in the order of the batches. `predict` gets a batch, and how to wait."""
+    from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait  # as in `client`
+
     stopped = threading.Event()
     running: dict[Future[Result], int] = {}
     results: dict[int, Result] = {}
@@ -94,6 +94,8 @@ async def in_tasks(
     predict: Callable[[Any], Awaitable[Result]], batches: Batches, concurrency: int, advance: Callable[[], None]
 ) -> list[Result]:
     """The same with tasks; batches may come from an asynchronous iterator too."""
+    import asyncio  # here, as in `client`
+
     running: dict[asyncio.Future[Result], int] = {}
     results: dict[int, Result] = {}
 
