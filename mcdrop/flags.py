@@ -195,12 +195,15 @@ class _Watch:
     def __enter__(self) -> "_Watch":
         self.drew = False
         self._numpy = _numpy_state()
-        self._profile = sys.getprofile()
+        self._profile: Any = sys.getprofile()
         sys.setprofile(self._look)
         return self
 
     def __exit__(self, *error: object) -> None:
-        sys.setprofile(self._profile)
+        if self._profile is None or callable(self._profile):
+            sys.setprofile(self._profile)
+        else:  # that of cProfile, which only it can put in its place
+            self._profile.enable()
         self.drew |= _numpy_state() != self._numpy
 
     def _look(self, frame: Any, event: str, called: Any) -> None:

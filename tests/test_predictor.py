@@ -1,5 +1,7 @@
 """`MCDropout` as users meet it: arguments and their errors, what they see of sites, and forms of inputs and answers."""
 
+import cProfile
+import pstats
 import warnings
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,19 @@ class Regression(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.dropout(x, 0.5, self.training)
+
+
+# ---- who looks on
+
+
+@pytest.mark.parametrize("engine", ["graph", "eager"])
+def test_a_profiler_sees_all_of_a_capture(engine: Any) -> None:
+    profile = cProfile.Profile()
+    profile.enable()
+    MCDropout(network(), X, task="raw", engine=engine).sample(X, num_samples=2)
+    profile.disable()
+    seen = {name for _, _, name in pstats.Stats(profile).stats}  # type: ignore[attr-defined]
+    assert {"find_flags", "put_back", "sample"} <= seen  # before, between and after what watches the network
 
 
 # ---- errors
