@@ -8,9 +8,7 @@ from torch import Tensor, nn
 from mcdrop.errors import SettingError
 
 __all__ = [
-    "DTYPES",
     "cast",
-    "check_dtype",
     "check_engine",
     "check_masks",
     "check_memory",
@@ -20,17 +18,10 @@ __all__ = [
     "device_of",
 ]
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
 
 def check_engine(value: Any) -> None:
     if value not in ("auto", "graph", "eager"):
         raise SettingError(f"engine is {value!r}; choose 'auto', 'graph' or 'eager'.")
-
-
-def check_dtype(value: Any) -> None:
-    if value not in DTYPES:
-        raise SettingError(f"dtype is {value!r}; choose torch.float32, torch.bfloat16, torch.float16 or torch.float64.")
 
 
 def check_num_samples(value: Any) -> None:

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from mcdrop.arguments import (
     cast,
-    check_dtype,
     check_engine,
     check_masks,
     check_memory,
@@ -36,6 +35,7 @@ from mcdrop.errors import BundleError, SettingError
 from mcdrop.inputs import Signature
 from mcdrop.masks import Masks
 from mcdrop.moments import accumulator, check_passes
+from mcdrop.precision import as_dtype, check_precision, explained, input_dtype
 from mcdrop.prediction import Prediction
 from mcdrop.program import Program
 from mcdrop.report import Report, Subject, report_on
@@ -67,7 +67,8 @@ class MCDropout:
         name, version: under which the model is saved and served.
         noise_variance: variance of the observation noise of a regression, in squared units of the target.
         dynamic: further axes of free size, {input name: {axis: "length"}} or {axis: "length<=512"} for the first input.
-        dtype: in which the network computes; float32 unless said otherwise.
+        dtype: in which the network computes: "float32", "bfloat16", "float16", "float64", or PyTorch's of these. Inputs
+            of a network in half precision stay float32, and so do statistics.
         device: where; the model's own unless said otherwise.
         engine: "graph", "eager", or "auto": graph, and eager with a warning where capture fails.
         max_memory: bytes that one call may use beyond weights, inputs and results; a quarter of what is free if None.
@@ -101,7 +102,7 @@ class MCDropout:
         version: str = "1",
         noise_variance: float | Tensor | None = None,
         dynamic: Mapping[Any, Any] | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | str = torch.float32,
         device: torch.device | str | None = None,
         engine: Literal["auto", "graph", "eager"] = "auto",
         max_memory: int | None = None,
@@ -113,7 +114,7 @@ class MCDropout:
         if not isinstance(model, nn.Module):
             raise SettingError(f"model is a {type(model).__name__}; give a torch.nn.Module.")
         check_engine(engine)
-        check_dtype(dtype)
+        dtype = as_dtype(dtype)
         names = None if class_names is None else tuple(class_names)
         if isinstance(noise_variance, int):
             noise_variance = float(noise_variance)
@@ -128,18 +129,21 @@ class MCDropout:
         model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
         with plain():
             place = device_of(device, model)
-            copied = cast(private_copy(model), dtype, place)
-            example = read_example(copied, example_inputs, dynamic, dtype, place)
-            adapter = Adapter(copied, example, output, pair=task == "heteroscedastic")
-            captured = capture(
-                adapter,
-                example.tensors,
-                example.signature.inputs,
-                engine=engine,
-                allow_row_interaction=allow_row_interaction,
-                max_memory=max_memory,
-                choice=choice,
-            )
+            copied = private_copy(model)
+            example = read_example(copied, example_inputs, dynamic, input_dtype(dtype), place)
+            check_precision(copied, example.tensors, dtype)
+            copied = cast(copied, dtype, place)
+            adapter = Adapter(copied, example, output, pair=task == "heteroscedastic", dtype=dtype)
+            with explained(dtype):
+                captured = capture(
+                    adapter,
+                    example.tensors,
+                    example.signature.inputs,
+                    engine=engine,
+                    allow_row_interaction=allow_row_interaction,
+                    max_memory=max_memory,
+                    choice=choice,
+                )
         kind.check_outputs(captured.output_example)
         self._setup(kind, example.signature, captured, num_samples, seed, masks, name, version, max_memory)
         self._modules = dropout_modules(copied)

@@ -221,13 +221,23 @@ def _specs(
 
 
 class Adapter(nn.Module):
-    """Calls a network with tensors in order and returns the tensors that count, as a tuple."""
+    """Calls a network with tensors in order and returns the tensors that count, as a tuple.
 
-    def __init__(self, network: nn.Module, example: Example, output: str | int | None, pair: bool) -> None:
+    A network that computes in another `dtype` than its inputs have gets them rounded to it.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        example: Example,
+        output: str | int | None,
+        pair: bool,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         super().__init__()
         self.network = network
         self.positional, self.keyword, self.specs = example.positional, example.keyword, example.signature.inputs
-        self.output, self.pair = output, pair
+        self.output, self.pair, self.dtype = output, pair, dtype
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         return select(self._call(tensors), self.output, pair=self.pair)
@@ -240,6 +250,7 @@ class Adapter(nn.Module):
 
     def _call(self, tensors: Sequence[Tensor]) -> Any:
         self._check_sizes(tensors)
+        tensors = [x.to(self.dtype) if x.is_floating_point() and x.dtype != self.dtype else x for x in tensors]
 
         def filled(value: Any) -> Any:
             return tensors[value.number] if isinstance(value, _Slot) else value
