@@ -44,6 +44,7 @@ from mcdrop.sites import Site, own_path, told_by_modules
 from mcdrop.snapshot import Adapter
 from mcdrop.supplies import Chosen, Drawn, Given, Places, Traced
 from mcdrop.switching import numbers_left, renumbered, set_rates, switch_off
+from mcdrop.thinning import gathered_bound
 from mcdrop.tracing import EXPORT_LOCK, trace
 
 __all__ = ["Captured", "capture"]
@@ -83,6 +84,7 @@ def capture(
     engine: Literal["auto", "graph", "eager"],
     allow_row_interaction: bool,
     max_memory: int | None = None,
+    thinned: bool = True,
     choice: Choice | None = None,
 ) -> Captured:
     """Turn a private copy into an engine; what is proved is the network whole, then `choice` is applied.
@@ -132,7 +134,14 @@ def capture(
             rest = [site for site in program.sites if not site.active]
             less = replace(less, sites=(*less.active_sites, *choice.left_out(off), *rest))
             choice = choice.forget(off)
-        chosen = proved_engine(choice.apply(less), rows, masks=Masks.within(max_memory), merges=merges, apart=apart)
+        chosen = proved_engine(
+            choice.apply(less),
+            rows,
+            masks=Masks.within(max_memory),
+            merges=merges,
+            apart=apart,
+            gathered=gathered_bound(max_memory, thinned),
+        )
         shapes = tuple(tuple(o.shape[1:]) for o in outputs)
         return Captured(chosen, chosen.program.sites, less, shapes, outputs, choice, flags.always)
 

@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from mcdrop.masks import Masks
 from mcdrop.program import Program
 from mcdrop.split import Part, measure, split
+from mcdrop.thinning import Thinned
 
 __all__ = ["Engine", "GraphEngine", "Mode"]
 
@@ -61,6 +62,7 @@ class GraphEngine:
     kind = "graph"
     merges = True
     joins = False  # has to be proved
+    thinned: Thinned | None = None  # has to be proved
     apart = False  # whether rows that draw for themselves are computed one by one, since their masks would mix
 
     def __init__(self, program: Program, mode: Mode, masks: Masks | None = None) -> None:
@@ -139,7 +141,11 @@ class GraphEngine:
     ) -> tuple[Tensor, ...]:
         if self.apart and rows is not None and len(rows) > 1:
             return self._one_by_one(inputs, passes=passes, seed=seed, rows=rows)
-        return self.apply(inputs, prepared, self.draws(inputs, passes=passes, seed=seed, rows=rows), self.mode)
+        draws = self.draws(inputs, passes=passes, seed=seed, rows=rows)
+        if rows is None and self.thinned is not None and self.thinned.pays(self.rows_of(inputs)):
+            with torch.no_grad():
+                return self.thinned.passes(self.parts.sizes(inputs), prepared, draws, passes, seed)
+        return self.apply(inputs, prepared, draws, self.mode)
 
     def _one_by_one(self, inputs: Sequence[Tensor], *, passes: range, seed: int, rows: Tensor) -> tuple[Tensor, ...]:
         each = []

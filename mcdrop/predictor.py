@@ -71,6 +71,8 @@ class MCDropout:
             of a network in half precision stay float32, and so do statistics.
         device: where; the model's own unless said otherwise.
         engine: "graph", "eager", or "auto": graph, and eager with a warning where capture fails.
+        thinned: with shared masks, leave out the computation of dropped units where that is faster; `cost` says from
+            how many rows on. The numbers are the same up to rounding.
         max_memory: bytes that one call may use beyond weights, inputs and results; a quarter of what is free if None.
         allow_row_interaction: go on although the rows of a batch influence one another.
         include: which sites draw: module paths (`"encoder.*.dropout"`), kinds (`"attention"`) or numbers; all if None.
@@ -105,6 +107,7 @@ class MCDropout:
         dtype: torch.dtype | str = torch.float32,
         device: torch.device | str | None = None,
         engine: Literal["auto", "graph", "eager"] = "auto",
+        thinned: bool = True,
         max_memory: int | None = None,
         allow_row_interaction: bool = False,
         include: Patterns | None = None,
@@ -142,6 +145,7 @@ class MCDropout:
                     engine=engine,
                     allow_row_interaction=allow_row_interaction,
                     max_memory=max_memory,
+                    thinned=thinned,
                     choice=choice,
                 )
         kind.check_outputs(captured.output_example)
@@ -196,6 +200,7 @@ class MCDropout:
             "prefix_operations": parts.prefix_calls,
             "suffix_operations": parts.suffix_calls,
             "prefix_fraction": parts.prefix_calls / total,
+            "thinned_from_rows": self._engine.thinned and self._engine.thinned.cost.least_rows,
         }
 
     def __repr__(self) -> str:
@@ -499,6 +504,7 @@ class MCDropout:
         folder: str | os.PathLike[str],
         *,
         device: torch.device | str | None = None,
+        thinned: bool = True,
         max_memory: int | None = None,
         include: Patterns | None = None,
         exclude: Patterns | None = None,
@@ -508,7 +514,7 @@ class MCDropout:
 
         Args:
             folder: where it was saved.
-            device, max_memory: as for a new model; the CPU if None.
+            device, thinned, max_memory: as for a new model; the CPU if None.
             include, exclude, rates: as for a new model, each instead of the saved setting of its name, if not None:
                 `include="*"`, `exclude=()` and `rates={}` undo what was saved. Noise of the network's own code keeps
                 its rate.
@@ -528,7 +534,7 @@ class MCDropout:
                 raise
             raise BundleError(f"{os.fspath(folder)}: model.json chooses what cannot be: {error}") from error
         try:
-            task, signature, captured = restore(program, meta, choice, max_memory)
+            task, signature, captured = restore(program, meta, choice, max_memory, thinned)
             self = object.__new__(cls)
             self._setup(
                 task, signature, captured, meta["num_samples"], meta["seed"], meta["masks"], meta.get("name"),
@@ -552,6 +558,8 @@ class MCDropout:
         choice = self._captured.choice
         engine = GraphEngine(choice.apply(moved), self._engine.mode, Masks.within(self._max_memory))
         engine.merges, engine.joins, engine.apart = self._engine.merges, self._engine.joins, self._engine.apart
+        if place == self.device:
+            engine.thinned = self._engine.thinned  # whose weights are there
         return self._twin(replace(self._captured, engine=engine, program=moved, output_example=()))
 
 

@@ -17,8 +17,18 @@ from mcdrop.flags import same
 from mcdrop.masks import Masks
 from mcdrop.program import Program
 from mcdrop.sites import Site
+from mcdrop.thinning import Thinned, thin
 
-__all__ = ["PROOF_SEED", "gap", "neutral_outputs", "proved_engine", "rounding", "rows_interact", "with_layout"]
+__all__ = [
+    "PROOF_SEED",
+    "gap",
+    "neutral_outputs",
+    "proved_engine",
+    "proved_thinned",
+    "rounding",
+    "rows_interact",
+    "with_layout",
+]
 
 PROOF_SEED = 0x9E3779B9
 
@@ -170,13 +180,31 @@ def _as_batch(site: Site, draws: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(draws), axis + 1).flatten(axis, axis + 1)
 
 
-def proved_engine(program: Program, rows: list[Tensor], *, masks: Masks, merges: bool, apart: bool) -> GraphEngine:
+def proved_engine(
+    program: Program, rows: list[Tensor], *, masks: Masks, merges: bool, apart: bool, gathered: int
+) -> GraphEngine:
     """An engine that computes passes together in the fastest way that is proved; `merges` says that rows are alone,
-    `apart` that their own masks would mix."""
+    `apart` that their own masks would mix, `gathered` how many bytes thinned passes may keep."""
     engine = GraphEngine(program, _fastest_proved(GraphEngine(program, "loop"), rows), masks)
     engine.merges, engine.apart = merges, apart
     engine.joins = merges and _rows_join(engine, rows)
+    engine.thinned = proved_thinned(engine, rows, gathered) if merges else None
     return engine
+
+
+def proved_thinned(engine: GraphEngine, rows: list[Tensor], gathered: int) -> Thinned | None:
+    """The suffix over kept units, where there is one and it gives what plain passes give; keeps `gathered` bytes."""
+    prepared, sizes = engine.prepare(rows), engine.parts.sizes(rows)
+    draws = engine.draws(rows, passes=range(3), seed=PROOF_SEED, rows=None)
+    with torch.no_grad():
+        arguments = [*sizes, *prepared, *(draw[0] for draw in draws)]
+        thinned = thin(engine.parts, arguments, engine.rows_of(rows), bound=gathered)
+        if thinned is None or thinned.cost.least_rows is None:
+            return None
+        founds = thinned.passes(sizes, prepared, draws, range(3), PROOF_SEED)
+    truths = engine.apply(rows, prepared, draws, "loop")
+    proved = all(same(a, b, rounding(engine.program)) for a, b in zip(founds, truths, strict=True))
+    return thinned if proved else None
 
 
 def _rows_join(engine: GraphEngine, rows: list[Tensor]) -> bool:

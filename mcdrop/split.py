@@ -25,7 +25,7 @@ from mcdrop.program import Program
 from mcdrop.recurrent import LAYERS, recurrent_layer
 from mcdrop.sites import Site
 
-__all__ = ["Part", "Split", "is_size", "measure", "split"]
+__all__ = ["Part", "Split", "is_size", "measure", "scale_by_draw", "split"]
 
 Node = Any  # fx.Node, whose arguments are typed too widely to be of use
 
@@ -379,7 +379,7 @@ def _attention(
     return scores.softmax(-1).masked_fill((scores == -torch.inf).all(-1, keepdim=True), 0.0) @ value
 
 
-def _scale(x: Tensor, drawn: Tensor, axis: int | None, row_major: bool) -> Tensor:
+def scale_by_draw(x: Tensor, drawn: Tensor, axis: int | None, row_major: bool) -> Tensor:
     return _apply(scale, x, drawn, axis, row_major)
 
 
@@ -396,7 +396,7 @@ def _alpha_folded(x: Tensor, drawn: Tensor, axis: int, row_major: bool, p: float
 
 
 _APPLY: dict[tuple[Any, bool], Callable[..., Tensor]] = {
-    (scale, False): _scale,
+    (scale, False): scale_by_draw,
     (scale, True): _scale_folded,
     (alpha_scale, False): _alpha,
     (alpha_scale, True): _alpha_folded,

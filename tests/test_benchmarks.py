@@ -62,7 +62,7 @@ def test_command_prints_and_writes_what_was_asked_for(
 
 
 def test_cases_are_chosen_by_name_and_by_network() -> None:
-    assert [case.name for case in chosen(["mlp"], memory=False)] == ["mlp-1", "mlp-64"]
+    assert [case.name for case in chosen(["mlp"], memory=False)] == ["mlp-1", "mlp-64", "mlp-256"]
     assert [case.name for case in chosen(["lenet-32"], memory=True)] == ["lenet-32", "unet-memory"]
     assert chosen([], memory=False) == [case for case in CASES if case.target]
     with pytest.raises(LookupError, match="no case is called nothing; there are lenet-1"):

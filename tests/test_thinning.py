@@ -1,0 +1,324 @@
+"""Thinned passes: the same numbers as plain ones, for any network; when they are chosen; what they keep."""
+
+import random
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mcdrop import MCDropout
+from mcdrop.engine import GraphEngine
+from mcdrop.thinning import Thinned, _Kept, gathered_bound, thin
+
+PASSES = range(3, 8)
+
+
+def engine_of(network: nn.Module, x: Tensor) -> GraphEngine:
+    found = MCDropout(network.eval(), x, task="raw", thinned=False)._engine
+    assert isinstance(found, GraphEngine)
+    return found
+
+
+def thinned_of(engine: GraphEngine, x: Tensor, bound: int = 2**30) -> Thinned | None:
+    draws = engine.draws([x], passes=range(1), seed=0, rows=None)
+    arguments = [*engine.parts.sizes([x]), *engine.prepare([x]), *(draw[0] for draw in draws)]
+    with torch.no_grad():
+        return thin(engine.parts, arguments, len(x), bound=bound)
+
+
+def check(network: nn.Module, x: Tensor) -> Thinned | None:
+    """Thinned passes, if there are any, give what plain ones give."""
+    engine = engine_of(network, x)
+    thinned = thinned_of(engine, x)
+    if thinned is not None:
+        draws = engine.draws([x], passes=PASSES, seed=5, rows=None)
+        truths = engine.apply([x], engine.prepare([x]), draws, "loop")
+        with torch.no_grad():
+            founds = thinned.passes(engine.parts.sizes([x]), engine.prepare([x]), draws, PASSES, 5)
+        for found, truth in zip(founds, truths, strict=True):
+            torch.testing.assert_close(found, truth, rtol=1e-5, atol=1e-5 * float(truth.abs().max()))
+    return thinned
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner, self.outer = nn.Linear(6, 12), nn.Linear(12, 24), nn.Linear(24, 12)
+        self.drop, self.last, self.head = nn.Dropout(0.4), nn.Dropout(0.3), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.last(self.first(x).relu())
+        x = x + self.outer(self.drop(self.inner(x).relu()))
+        out: Tensor = self.head(self.last(x.relu()))
+        return out
+
+
+class Consumers(nn.Module):
+    """What one dropout leaves is read by a product, a sigmoid and a norm; what another one sees, by others too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(5, 16), nn.Linear(16, 16), nn.Linear(16, 4)
+        self.norm, self.drop, self.twice = nn.LayerNorm(16), nn.Dropout(0.5), nn.Dropout(0.25)
+
+    def forward(self, x: Tensor) -> Tensor:
+        dropped = self.drop(self.first(x).tanh())
+        hidden = self.second(dropped)
+        gate = dropped.sigmoid() + self.norm(dropped)
+        return torch.cat([self.third(self.twice(hidden) * gate), self.third(hidden.relu())], 1)
+
+
+class Tied(nn.Module):
+    """One weight on both sides of a dropout, and one dropout applied twice in a row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.tied, self.drop = nn.Linear(4, 10), nn.Linear(10, 10), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.drop(self.tied(self.first(x)))
+        x = self.drop(self.drop(self.tied(x).relu()))
+        return nn.functional.linear(x, self.tied.weight[:3], self.tied.bias[:3]) + self.tied(x)[:, :3]
+
+
+def mlp(p: float = 0.5, width: int = 20) -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(6, width), nn.ReLU(), nn.Dropout(p),
+        nn.Linear(width, width), nn.ReLU(), nn.Dropout(p), nn.Linear(width, 3),
+    )  # fmt: skip
+
+
+def normed() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(6, 20), nn.Dropout(0.5), nn.Linear(20, 16, bias=False), nn.BatchNorm1d(16), nn.Sigmoid(),
+        nn.Dropout(0.5), nn.Linear(16, 12), nn.GELU(), nn.Dropout(0.2), nn.LayerNorm(12), nn.Linear(12, 3),
+    )  # fmt: skip
+
+
+NETWORKS = {
+    "mlp": (mlp, (6,), 2),
+    "all but all dropped": (lambda: mlp(0.95, 6), (6,), 2),
+    "residual branch": (Residual, (6,), 3),
+    "several consumers": (Consumers, (5,), 2),
+    "tied weights": (Tied, (4,), 3),
+    "norms between": (normed, (6,), 3),
+}
+NOT_HERE = {
+    "alpha dropout": (lambda: nn.Sequential(nn.Linear(6, 8), nn.SELU(), nn.AlphaDropout(0.5), nn.Linear(8, 3)), (6,)),
+    "sequences": (lambda: nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 3)), (4, 6)),
+    "no product": (lambda: nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.LayerNorm(8)), (6,)),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_equals_plain_passes(name: str):
+    make, shape, draws = NETWORKS[name]
+    torch.manual_seed(1)
+    thinned = check(make(), torch.randn(4, *shape))
+    assert thinned is not None
+    assert len(thinned.draws) == draws
+
+
+@pytest.mark.parametrize("name", NOT_HERE)
+def test_stays_plain_where_nothing_can_be_left_out(name: str):
+    make, shape = NOT_HERE[name]
+    assert check(make(), torch.randn(4, *shape)) is None
+
+
+class Drawn(nn.Module):
+    """A network drawn at random: each step reads any earlier value."""
+
+    ACTIVATIONS = (nn.ReLU, nn.GELU, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Identity)
+
+    def __init__(self, seed: int, width: int = 7) -> None:
+        super().__init__()
+        choose = random.Random(seed)
+        self.steps = nn.ModuleList()
+        self.reads: list[tuple[int, ...]] = []
+        shared = nn.Linear(width, width)
+        for number in range(choose.randint(6, 14)):
+            kinds = [
+                nn.Dropout(choose.choice((0.1, 0.5, 0.8))), nn.Dropout(0.5), nn.Linear(width, width), shared,
+                choose.choice(self.ACTIVATIONS)(), nn.BatchNorm1d(width), nn.LayerNorm(width),
+            ]  # fmt: skip
+            reads = [choose.randint(max(0, number - 2), number) for _ in range(choose.choice((1, 1, 1, 2)))]
+            self.steps.append(choose.choice(kinds) if len(reads) == 1 else nn.Identity())
+            self.reads.append(tuple(reads))
+        self.multiplies = choose.random() < 0.5
+        self.first, self.drop, self.last = nn.Linear(4, width), nn.Dropout(0.5), nn.Linear(width, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        values = [self.drop(self.first(x).relu())]
+        for step, reads in zip(self.steps, self.reads, strict=True):
+            read = values[reads[0]]
+            for other in reads[1:]:
+                read = read * values[other] if self.multiplies else read + values[other]
+            values.append(step(read))
+        out: Tensor = self.last(self.drop(values[-1]))
+        return out
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_networks_drawn_at_random_equal_plain_passes(seed: int):
+    torch.manual_seed(seed)
+    network = Drawn(seed).double()
+    x = torch.randn(3, 4, dtype=torch.float64)
+    engine = engine_of_double(network, x)
+    thinned = thinned_of(engine, x)
+    assert thinned is not None  # at least the last dropout stands before a product
+    draws = engine.draws([x], passes=PASSES, seed=5, rows=None)
+    (truth,) = engine.apply([x], engine.prepare([x]), draws, "loop")
+    with torch.no_grad():
+        (found,) = thinned.passes(engine.parts.sizes([x]), engine.prepare([x]), draws, PASSES, 5)
+    torch.testing.assert_close(found, truth, rtol=1e-11, atol=1e-11)
+
+
+def engine_of_double(network: nn.Module, x: Tensor) -> GraphEngine:
+    found = MCDropout(network.eval(), x, task="raw", thinned=False, dtype=torch.float64)._engine
+    assert isinstance(found, GraphEngine)
+    return found
+
+
+# ---- from outside
+
+
+@pytest.fixture(scope="module")
+def wide() -> nn.Module:
+    torch.manual_seed(0)
+    return mlp(0.5, 1024).eval()
+
+
+@pytest.fixture(scope="module")
+def mc(wide: nn.Module) -> MCDropout:
+    return MCDropout(wide, torch.randn(4, 6), task="raw", num_samples=12)
+
+
+@pytest.fixture(scope="module")
+def plain(wide: nn.Module) -> MCDropout:
+    return MCDropout(wide, torch.randn(4, 6), task="raw", num_samples=12, thinned=False)
+
+
+@pytest.fixture(scope="module")
+def rows(mc: MCDropout) -> Tensor:
+    return torch.randn(2 * mc.cost["thinned_from_rows"], 6)
+
+
+def test_can_be_switched_off_and_gives_the_same(mc: MCDropout, plain: MCDropout, rows: Tensor):
+    assert mc.cost["thinned_from_rows"] > 1
+    assert plain.cost["thinned_from_rows"] is None
+    torch.testing.assert_close(mc.sample(rows, seed=3), plain.sample(rows, seed=3), rtol=1e-5, atol=1e-6)
+    few = rows[: mc.cost["thinned_from_rows"] - 1]
+    assert torch.equal(mc.sample(few, seed=3), plain.sample(few, seed=3))  # the same path
+
+
+def test_rows_alone_in_chunks_and_again_give_the_same(wide: nn.Module, mc: MCDropout, rows: Tensor):
+    whole = mc.sample(rows, seed=4)
+    for _ in range(2):
+        assert torch.equal(mc.sample(rows, seed=4), whole)  # by weights that are kept now, and by those
+    for i in (0, 5):
+        torch.testing.assert_close(mc.sample(rows[i : i + 1], seed=4), whole[:, i : i + 1], rtol=1e-5, atol=1e-6)
+    small = MCDropout(wide, rows[:4], task="raw", num_samples=12, max_memory=24 * 2**20)
+    assert small.cost["thinned_from_rows"] == mc.cost["thinned_from_rows"]
+    torch.testing.assert_close(small.sample(rows, seed=4), whole, rtol=1e-5, atol=1e-6)
+    run = mc.start(rows, seed=4)
+    while not run.done:
+        mc.advance(run, 5)
+    torch.testing.assert_close(run.prediction().mean, whole.mean(0), rtol=1e-5, atol=1e-6)
+
+
+def test_saved_and_loaded(tmp_path: Path, mc: MCDropout, rows: Tensor):
+    mc.save(tmp_path / "model")
+    loaded, off = MCDropout.load(tmp_path / "model"), MCDropout.load(tmp_path / "model", thinned=False)
+    assert loaded.cost["thinned_from_rows"] == mc.cost["thinned_from_rows"]
+    assert off.cost["thinned_from_rows"] is None
+    assert torch.equal(loaded.sample(rows), mc.sample(rows))
+
+
+def test_threads_together_give_what_each_gives_alone(mc: MCDropout, rows: Tensor):
+    seeds = [7, 8, 7, 9]
+    alone = [mc.sample(rows, seed=seed) for seed in seeds]
+    engine = mc._engine
+    assert isinstance(engine, GraphEngine)
+    assert engine.thinned is not None
+    engine.thinned._kept = _Kept(engine.thinned._kept.bound)  # empty, so that the threads make it
+    found: list[Tensor | None] = [None] * len(seeds)
+    gate = threading.Barrier(len(seeds))
+
+    def ask(number: int) -> None:
+        gate.wait()
+        found[number] = mc.sample(rows, seed=seeds[number])
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(seeds))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for one, other in zip(found, alone, strict=True):
+        assert one is not None
+        assert torch.equal(one, other)
+
+
+def test_draws_by_row_stay_plain(mc: MCDropout, plain: MCDropout, rows: Tensor):
+    assert torch.equal(mc.sample(rows, masks="independent"), plain.sample(rows, masks="independent"))
+
+
+# ---- what it costs, what it keeps
+
+
+def test_cost_is_that_of_the_kept_units():
+    """Layers 1024 - 1024 - 3 behind a dropout of 1/2: a quarter and a half of the products."""
+    engine = engine_of(mlp(0.5, 1024), torch.randn(4, 6))
+    thinned = thinned_of(engine, torch.randn(4, 6))
+    assert thinned is not None
+    products = 2 * 1024 * (1024 + 3) / 250
+    kept = 2 * 1024 * (1024 / 4 + 3 / 2) / 250
+    unitwise = 0.2 * 1024
+    assert thinned.cost.plain_row == pytest.approx(products + 4 * unitwise, rel=0.01)
+    assert thinned.cost.thinned_row == pytest.approx(kept + 2 * unitwise, rel=0.01)
+
+
+def test_chosen_from_the_number_of_rows_at_which_it_is_cheaper():
+    least = {}
+    for p in (0.1, 0.5, 0.9):
+        engine = engine_of(mlp(p, 1024), torch.randn(4, 6))
+        thinned = thinned_of(engine, torch.randn(4, 6))
+        assert thinned is not None
+        cost = thinned.cost
+        assert cost.least_rows is not None
+        least[p] = cost.least_rows
+        for rows, cheaper in ((cost.least_rows, True), (cost.least_rows - 1, False)):
+            assert thinned.pays(rows) is cheaper
+            assert (cost.thinned_row * rows + cost.thinned_pass < cost.plain_row * rows) is cheaper
+    assert 1 < least[0.9] < least[0.5] < 64 < least[0.1]
+
+
+def test_one_pass_must_fit_what_may_be_kept():
+    engine = engine_of(mlp(0.5, 64), torch.randn(4, 6))
+    assert thinned_of(engine, torch.randn(4, 6), bound=3000) is None
+    assert thinned_of(engine, torch.randn(4, 6), bound=6000) is not None
+    assert gathered_bound(8000) == 1000
+    assert gathered_bound(None) == gathered_bound(2**40) > 2**20
+    assert gathered_bound(None, thinned=False) == 0
+
+
+def test_kept_weights_stay_within_their_bound():
+    kept = _Kept(4 * 10)
+    made = []
+
+    def ask(seed: int, number: int) -> None:
+        kept.get(seed, number, lambda: made.append((seed, number)) or (torch.zeros(2), torch.zeros(1)))
+        assert kept.held == 12 * sum(map(len, kept.seeds.values())) <= kept.bound
+
+    passes = [(1, number) for number in range(5)]
+    for _ in range(3):  # kept when they come again; three fit, and stay
+        for each in passes:
+            ask(*each)
+    assert made == [*passes, *passes, *passes[3:]]
+    ask(2, 0)  # a seed that comes once
+    assert list(kept.seeds) == [1]
+    ask(2, 0)  # comes again, and takes the place of the first
+    assert list(kept.seeds) == [2]
+    ask(2, 0)
+    assert len(made) == 14
