@@ -66,7 +66,7 @@ def encoder() -> nn.Module:
 
 
 class _UNet(nn.Module):
-    def __init__(self, width: int, classes: int) -> None:
+    def __init__(self, width: int, classes: int, p: float) -> None:
         super().__init__()
         widths = [width * 2**level for level in range(5)]
         self.down = nn.ModuleList(
@@ -74,7 +74,7 @@ class _UNet(nn.Module):
         )
         self.up = nn.ModuleList(nn.ConvTranspose2d(2 * b, b, 2, 2) for b in widths[-2::-1])
         self.merge = nn.ModuleList(nn.Sequential(_convolved(2 * b, b), _convolved(b, b)) for b in widths[-2::-1])
-        self.drop = nn.ModuleList(nn.Dropout2d(0.2) for _ in widths)
+        self.drop = nn.ModuleList(nn.Dropout2d(p) for _ in widths)
         self.head = nn.Conv2d(width, classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,6 +89,6 @@ class _UNet(nn.Module):
         return out
 
 
-def unet() -> nn.Module:
+def unet(p: float = 0.2) -> nn.Module:
     """A U-Net of 1.9 million parameters for 21 classes, Dropout2d at the bottom and behind each block on the way up."""
-    return _UNet(16, 21)
+    return _UNet(16, 21, p)

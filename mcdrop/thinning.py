@@ -130,7 +130,7 @@ class Thinned:
         for gather in self._gathers:
             weight = self._plain.weights[gather.weight]
             for draw, axis, block in gather.cuts:
-                weight = weight.index_select(axis, indices[draw, block])
+                weight = _select(weight, axis, indices[draw, block])
             weights.append(weight if gather.factor == 1 else weight.mul_(gather.factor))
         return *indices.values(), *weights
 
@@ -323,7 +323,7 @@ class _Rewriter:
             if has is not None:
                 new = self.graph.call_function(_filled, (new, has.axis, self._index(has), self.shapes[node][has.axis]))
             if cut is not None:
-                new = self.graph.call_function(torch.index_select, (new, cut.axis, self._index(cut)))
+                new = self.graph.call_function(_select, (new, cut.axis, self._index(cut)))
             self.others[node, cut] = new
         return new if has == cut else self.others[node, cut]
 
@@ -364,10 +364,9 @@ class _Rewriter:
             by_unit = [self.held(value, need._replace(axis=0)) for value in node.args[1:5]]
             x = self.held(node.args[0], need)
             return self.graph.call_function(target, (x, *by_unit, *node.args[5:]), dict(node.kwargs)), need
-        if target is aten.flatten.using_ints and has is not None and has.axis == 1 and node.args[1:] == (1,):
-            shape = self.shapes[node.args[0]]
-            new = self.graph.call_function(target, (self.env[node.args[0]][0], 1))
-            return new, has._replace(block=has.block * shape[2:].numel())
+        if has is not None and self._flattens(node, has):
+            new = self.graph.call_function(torch.flatten, (self.env[node.args[0]][0], 1))
+            return new, has._replace(block=has.block * self.shapes[node.args[0]][2:].numel())
         if need is not None:
             return self._copied(node, need)
         if target in ARITHMETIC:
@@ -375,6 +374,14 @@ class _Rewriter:
         if target in ZERO_KEEPING or (target in CHANNEL_WISE and has is not None and has.axis == 1):
             return self._copied(node, has)
         return self._copied(node, None)
+
+    def _flattens(self, node: Node, has: Cut) -> bool:
+        """Whether a reshape makes (rows, channels * space) of (rows, channels, *space), of fixed size."""
+        if node.target is not torch.reshape or has.axis != 1 or len(node.args[1]) != 2:
+            return False
+        rows, units = node.args[1]
+        shape = self.shapes[node.args[0]]
+        return not isinstance(rows, int) and isinstance(units, int) and units == shape[1:].numel()
 
     def _has(self, value: Any) -> Cut | None:
         return self.env[value][1] if isinstance(value, fx.Node) and value in self.env else None
@@ -485,9 +492,25 @@ def _broadcast(shape: torch.Size, result: torch.Size, cut: Cut) -> int | None:
     return axis if axis >= 0 and shape[axis] == result[cut.axis] else None
 
 
+def _select(x: Tensor, axis: int, kept: Tensor) -> Tensor:
+    """Units of an axis, in the layout that `x` has."""
+    if x.ndim == 4 and axis < 2 and _is_channels_last(x):
+        last = x.permute(0, 2, 3, 1).index_select(3 if axis == 1 else 0, kept)
+        return last.permute(0, 3, 1, 2)
+    return x.index_select(axis, kept)
+
+
 def _filled(x: Tensor, axis: int, kept: Tensor, size: int) -> Tensor:
-    """All units of an axis, zero where they are not kept."""
-    return x.new_zeros([*x.shape[:axis], size, *x.shape[axis + 1 :]]).index_copy_(axis, kept, x)
+    """All units of an axis, zero where they are not kept, in the layout that `x` has."""
+    shape = [*x.shape[:axis], size, *x.shape[axis + 1 :]]
+    if x.ndim == 4 and axis == 1 and _is_channels_last(x):
+        last = x.new_zeros([shape[0], *shape[2:], size])
+        return last.index_copy_(3, kept, x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    return x.new_zeros(shape).index_copy_(axis, kept, x)
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 # operations by the axes of their weight that leave and enter: (out, in, ...)

@@ -97,7 +97,59 @@ def normed() -> nn.Module:
     )  # fmt: skip
 
 
+class Skip(nn.Module):
+    """A small U-Net: a dropout behind every block, read by a pooling and by a concatenation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Sequential(nn.Conv2d(2, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU())
+        self.middle = nn.Sequential(nn.Conv2d(6, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.up, self.merge = nn.ConvTranspose2d(8, 6, 2, 2), nn.Conv2d(12, 6, 3, padding=1)
+        self.drop, self.head = nn.Dropout2d(0.5), nn.Conv2d(6, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = self.drop(self.down(x))
+        low = self.drop(self.middle(nn.functional.max_pool2d(wide, 2)))
+        joined = torch.cat([self.up(low), wide], 1)
+        out: Tensor = self.head(self.drop(self.merge(joined).relu()))
+        return out
+
+
+def lenet() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Dropout2d(0.5), nn.Conv2d(4, 6, 3, bias=False), nn.BatchNorm2d(6), nn.SiLU(),
+        nn.Dropout2d(0.3), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(24, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3),
+    )  # fmt: skip
+
+
+def lines() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv1d(2, 8, 3), nn.Dropout1d(0.5), nn.Conv1d(8, 6, 3, dilation=2), nn.ReLU(), nn.Dropout1d(0.5),
+        nn.ConvTranspose1d(6, 3, 3, stride=2),
+    )  # fmt: skip
+
+
+def volumes() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv3d(2, 8, 2), nn.Dropout3d(0.5), nn.Conv3d(8, 4, 1), nn.ReLU(), nn.Dropout3d(0.5),
+        nn.ConvTranspose3d(4, 3, 2),
+    )  # fmt: skip
+
+
+def grouped() -> nn.Module:
+    """One of two dropouts stands before a product that can be cut."""
+    return nn.Sequential(
+        nn.Conv2d(2, 8, 3), nn.Dropout2d(0.5), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.Dropout2d(0.5),
+        nn.Conv2d(8, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2),
+    )  # fmt: skip
+
+
 NETWORKS = {
+    "channels to units": (lenet, (1, 8, 8), 3),
+    "skip connection": (Skip, (2, 8, 8), 3),
+    "in one dimension": (lines, (2, 14), 2),
+    "in three dimensions": (volumes, (2, 4, 4, 4), 2),
+    "depthwise convolution": (grouped, (2, 8, 8), 1),
     "mlp": (mlp, (6,), 2),
     "all but all dropped": (lambda: mlp(0.95, 6), (6,), 2),
     "residual branch": (Residual, (6,), 3),
