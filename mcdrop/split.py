@@ -25,7 +25,7 @@ from mcdrop.program import Program
 from mcdrop.recurrent import LAYERS, recurrent_layer
 from mcdrop.sites import Site
 
-__all__ = ["Part", "Split", "is_size", "measure", "scale_by_draw", "split"]
+__all__ = ["Part", "Split", "is_size", "measure", "scale_by_draw", "split", "spread_draw"]
 
 Node = Any  # fx.Node, whose arguments are typed too widely to be of use
 
@@ -247,7 +247,7 @@ def _suffix(p: _Program, roots: list[tuple[int, int]], axes: dict[Node, int | No
             elif node in p.noises:
                 size = _argument((*node.args[1], 1)[p.sites[node.args[0]].row_axis or 0], lookup)  # 1: a single number
                 arguments = (draws[node], p.sites[node.args[0]].row_axis, p.sites[node.args[0]].row_major, size)
-                env[node] = graph.call_function(_spread_folded if folded else _spread, arguments)
+                env[node] = graph.call_function(_spread_folded if folded else spread_draw, arguments)
             else:
                 env[node] = graph.node_copy(node, lookup)
                 if not folded:
@@ -326,7 +326,7 @@ def _apply_folded(
     return function(x, drawn.unsqueeze(axis + 1), *rest).flatten(axis, axis + 2)
 
 
-def _spread(drawn: Tensor, axis: int | None, row_major: bool, size: int) -> Tensor:
+def spread_draw(drawn: Tensor, axis: int | None, row_major: bool, size: int) -> Tensor:
     """A draw in the full shape that the network asked for: repeated over the rows that share it."""
     if axis is None or drawn.shape[axis] == size:
         return drawn

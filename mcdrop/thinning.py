@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, fx
 
 from mcdrop.sites import Site
-from mcdrop.split import Part, Split, scale_by_draw
+from mcdrop.split import Part, Split, scale_by_draw, spread_draw
 
 __all__ = ["Thinned", "gathered_bound", "thin"]
 
@@ -46,6 +46,7 @@ FLOP = 1 / 250  # of a matrix product or convolution
 ELEMENT = 0.2  # of an activation: a mask or another unit-wise operation
 BYTE = 0.2  # of a gathered weight: it is gathered in some calls and only read in others
 CALL = 4000.0  # of one operation from Python
+CHANNELS = 16  # of a convolution that are computed together; widths are ragged, so half as many more on average
 
 
 class Cut(NamedTuple):
@@ -113,8 +114,11 @@ class Thinned:
         each = []
         for place, number in enumerate(passes):
             drawn = [draw[place] for draw in draws]
-            kept = self._kept.get(seed, number, lambda drawn=drawn: self._gathered(drawn))  # type: ignore[misc]
-            each.append((self._part if kept else self._plain)(*sizes, *frontier, *drawn, *kept))
+            kept: tuple[Tensor, ...] = ()
+            if self.draws:
+                kept = self._kept.get(seed, number, lambda drawn=drawn: self._gathered(drawn))  # type: ignore[misc]
+            part = self._part if kept or not self.draws else self._plain
+            each.append(part(*sizes, *frontier, *drawn, *kept))
         return tuple(torch.stack(outputs) for outputs in zip(*each, strict=True))
 
     def _gathered(self, drawn: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -201,24 +205,31 @@ def thin(split: Split, arguments: Sequence[Any], rows: int, *, bound: int) -> Th
         bound: bytes of gathered weights that may be kept; a suffix of which one pass takes more stays plain.
     """
     candidates = {number for number, (site, sizes) in enumerate(split.draws) if _may_be_cut(site, sizes)}
-    if not candidates:
+    gates = {number for number, (site, sizes) in enumerate(split.draws) if _is_gate(site, sizes)}
+    if not candidates | gates:
         return None
     part, sites = split.mapped, [site for site, _ in split.draws]
     shapes = _Shapes(part)
     shapes.run(*arguments, *part.weights)
-    while candidates:
+    while True:
         rewriter = _Rewriter(part, shapes.found, sites, candidates)
         useful = {cut.draw for gather in rewriter.products for cut in gather.cuts}
         if useful == candidates:
-            return rewriter.finished(rows, bound)
+            skips = rewriter.skip_blocks(gates)
+            return rewriter.finished(rows, bound) if candidates or skips else None
         candidates = useful  # those that save no part of a product go the plain way
-    return None
 
 
 def _may_be_cut(site: Site, sizes: Sequence[Any]) -> bool:
     """Whether a draw is a mask that differs along one axis alone, of fixed size, and that all rows share."""
     own = [size for axis, size in enumerate(sizes) if axis != site.row_axis and size != 1]
     return site.law == "bernoulli" and bool(site.p) and len(own) == 1 and isinstance(own[0], int)
+
+
+def _is_gate(site: Site, sizes: Sequence[Any]) -> bool:
+    """Whether a draw is one number for each pass that drops a whole branch."""
+    own = [size for axis, size in enumerate(sizes) if axis != site.row_axis]
+    return site.law == "bernoulli" and bool(site.p) and all(size == 1 for size in own)
 
 
 class _Shapes(fx.Interpreter):
@@ -265,12 +276,11 @@ class _Rewriter:
         self.others: dict[tuple[Node, Cut | None], Node] = {}
         self.unscaled: dict[Node, tuple[Node, float]] = {}  # what a dropout keeps, and by what it is to be multiplied
         self.products: list[Gather] = []
-        self.plain_flops = self.thinned_flops = 0.0
-        self.plain_elements = self.thinned_elements = 0.0
+        self.plain_cost = 0.0
         for node in self.nodes:
             if node.op == "call_function":
                 self.env[node] = self._rewritten(node)
-                self._count(node)
+                self._note_cost(node)
             elif node.op == "output":
                 self.graph.output(tuple(self.held(value, None) for value in node.args[0]))
 
@@ -443,22 +453,76 @@ class _Rewriter:
         result = self.graph.call_function(node.target, (*new, *node.args[3:]))
         flops = 2.0 * self.shapes[weight].numel() * self.shapes[node if not _transposed(node) else x].numel()
         flops /= self.shapes[weight][leaving if not _transposed(node) else entering]
-        self.plain_flops += flops
-        for cut in (has, need):
-            flops *= 1.0 if cut is None else self._fraction(cut)
-        self.thinned_flops += flops
+        self.plain_cost += flops * FLOP
+        for cut, at in ((has, entering), (need, leaving)):
+            flops *= self._fraction(cut) if linear or cut is None else self._channels(cut, self.shapes[weight][at])
+        result.meta["cost"] = flops * FLOP
         return result, need
+
+    # ---- blocks
+
+    def skip_blocks(self, gates: set[int]) -> int:
+        """Compute residual branches only in passes whose gate is open; how many there are.
+
+        A sum of a shortcut and a branch that a gate multiplies is the shortcut where the gate is closed. What serves
+        the branch alone moves into a function of its own.
+        """
+        opened = {self.env[node][0]: number for node, number in self.draws.items() if number in gates}
+        skipped = 0
+        for node in list(self.graph.nodes):
+            if node.target is not torch.add or node.kwargs:
+                continue
+            for shortcut, branch in (node.args, node.args[::-1]):
+                gate = _gate_of(branch, opened)
+                shape = node.meta.get("shape")
+                if gate is not None and isinstance(shortcut, fx.Node) and shape == shortcut.meta.get("shape", shape):
+                    self._skip(node, shortcut, branch, gate, 1.0 - (self.sites[opened[gate]].p or 0.0))
+                    skipped += 1
+                    break
+        return skipped
+
+    def _skip(self, node: Node, shortcut: Node, branch: Node, gate: Node, kept: float) -> None:
+        inside, waiting = {node}, [branch]
+        while waiting:  # a node is looked at again for each of its users
+            serving = waiting.pop()
+            if serving.op != "call_function" or serving is shortcut:
+                continue
+            if all(user in inside for user in serving.users):
+                inside.add(serving)
+                waiting.extend(serving.all_input_nodes)
+        block = [each for each in self.graph.nodes if each in inside]
+        outside = list(dict.fromkeys(x for each in block for x in each.all_input_nodes if x not in inside))
+        graph = fx.Graph()
+        env = {x: graph.placeholder(x.name) for x in outside}
+        for each in block:
+            env[each] = graph.node_copy(each, env.__getitem__)
+        graph.output(env[node])
+        with self.graph.inserting_before(node):
+            new = self.graph.call_function(_where_open(fx.GraphModule({}, graph)), (gate, shortcut, *outside))
+        new.meta["shape"] = node.meta["shape"]
+        new.meta["cost"] = kept * sum(each.meta.get("cost", 0.0) for each in block)
+        new.meta["calls"] = 1 + kept * sum(each.meta.get("calls", 1) for each in block)
+        node.replace_all_uses_with(new)
+        for each in reversed(block):
+            self.graph.erase_node(each)
 
     # ---- what it costs
 
     def _fraction(self, cut: Cut | None) -> float:
         return 1.0 if cut is None else 1.0 - (self.sites[cut.draw].p or 0.0)
 
-    def _count(self, node: Node) -> None:
+    def _channels(self, cut: Cut, channels: int) -> float:
+        """The share of the channels of a convolution that has to be computed: libraries do so many at a time."""
+        kept = channels * self._fraction(cut)
+        return min(1.0, math.ceil(kept / CHANNELS + 0.5) * CHANNELS / channels)
+
+    def _note_cost(self, node: Node) -> None:
         if node in self.shapes:
-            elements = self.shapes[node].numel()
-            self.plain_elements += elements
-            self.thinned_elements += elements * self._fraction(self.env[node][1])
+            new, cut = self.env[node]
+            cost = self.shapes[node].numel() * ELEMENT
+            self.plain_cost += cost
+            new.meta["cost"] = new.meta.get("cost", 0.0) + cost * self._fraction(cut)
+            new.meta["shape"] = self.shapes[node] if cut is None else None
 
     def finished(self, rows: int, bound: int) -> Thinned | None:
         """The new graph with what it needs and costs; None where one pass takes more than `bound` bytes."""
@@ -469,10 +533,10 @@ class _Rewriter:
         gathered = sum(
             weights[gather.weight].nbytes * math.prod(map(self._fraction, gather.cuts)) for gather in self.gathers
         )
-        calls = sum(node.op == "call_function" for node in self.graph.nodes)
+        calls = sum(node.meta.get("calls", 1) for node in self.graph.nodes if node.op == "call_function")
         cost = Cost(
-            plain_row=(self.plain_flops * FLOP + self.plain_elements * ELEMENT) / rows,
-            thinned_row=(self.thinned_flops * FLOP + self.thinned_elements * ELEMENT) / rows,
+            plain_row=self.plain_cost / rows,
+            thinned_row=sum(node.meta.get("cost", 0.0) for node in self.graph.nodes) / rows,
             thinned_pass=gathered * BYTE + calls * CALL,
         )
         if gathered > bound:
@@ -490,6 +554,32 @@ def _broadcast(shape: torch.Size, result: torch.Size, cut: Cut) -> int | None:
     """The axis of an operand that meets the cut axis of a result; None where it has one unit for all."""
     axis = cut.axis - len(result) + len(shape)
     return axis if axis >= 0 and shape[axis] == result[cut.axis] else None
+
+
+def _gate_of(node: Any, gates: Mapping[Node, int]) -> Node | None:
+    """The gate without which a value is zero, if there is one."""
+    if not isinstance(node, fx.Node):
+        return None
+    if node.target is scale_by_draw:
+        return node.args[1] if node.args[1] in gates else None
+    if node.target is spread_draw:
+        return node.args[0] if node.args[0] in gates else None
+    if node.target in _QUOTIENTS:
+        return _gate_of(node.args[0], gates)
+    if node.target is torch.mul:
+        return _gate_of(node.args[0], gates) or _gate_of(node.args[1], gates)
+    return None
+
+
+def _where_open(module: fx.GraphModule) -> Callable[..., Tensor]:
+    """The block as a function of its gate, its shortcut and what it reads."""
+    function = type(module).forward
+
+    def block(gate: Tensor, shortcut: Tensor, *values: Any) -> Tensor:
+        computed: Tensor = function(module, *values) if gate.any() else shortcut
+        return computed
+
+    return block
 
 
 def _select(x: Tensor, axis: int, kept: Tensor) -> Tensor:

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from mcdrop import MCDropout
 from mcdrop.engine import GraphEngine
+from mcdrop.layers import DropPath
 from mcdrop.thinning import Thinned, _Kept, gathered_bound, thin
 
 PASSES = range(3, 8)
@@ -144,7 +146,31 @@ def grouped() -> nn.Module:
     )  # fmt: skip
 
 
+class Depth(nn.Module):
+    """Stochastic depth, by our layer and by hand; one branch changes the number of channels that its shortcut has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 6, 3, padding=1)
+        self.first, self.second = (nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.ReLU()) for _ in range(2))
+        self.third, self.path, self.head = nn.Conv2d(6, 1, 1), DropPath(0.5), nn.Linear(6, 3)
+
+    def by_hand(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        return x * x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(0.6).div(0.6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.path(self.first(x))
+        x = self.by_hand(self.second(x)) + x
+        x = x + self.path(self.third(x))
+        out: Tensor = self.head(x.mean((2, 3)))
+        return out
+
+
 NETWORKS = {
+    "stochastic depth": (Depth, (2, 8, 8), 0),
     "channels to units": (lenet, (1, 8, 8), 3),
     "skip connection": (Skip, (2, 8, 8), 3),
     "in one dimension": (lines, (2, 14), 2),
@@ -319,6 +345,31 @@ def test_draws_by_row_stay_plain(mc: MCDropout, plain: MCDropout, rows: Tensor):
 # ---- what it costs, what it keeps
 
 
+def counted(network: nn.Module, x: Tensor) -> tuple[int, list[Tensor]]:
+    """FLOPs of thinned passes, and their draws."""
+    engine = engine_of(network, x)
+    thinned = thinned_of(engine, x)
+    assert thinned is not None
+    draws = engine.draws([x], passes=PASSES, seed=5, rows=None)
+    prepared = engine.prepare([x])
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        thinned.passes(engine.parts.sizes([x]), prepared, draws, PASSES, 5)
+    return counter.get_total_flops(), draws
+
+
+def test_only_kept_units_are_computed():
+    flops, draws = counted(mlp(), torch.randn(4, 6))
+    first, second = ((draw != 0).flatten(1).sum(1) for draw in draws)
+    assert flops == int((2 * 4 * (first * second + second * 3)).sum())
+
+
+def test_dropped_blocks_are_not_computed():
+    flops, draws = counted(Depth(), torch.randn(4, 2, 8, 8))
+    _, second, third = ((draw != 0).sum() for draw in draws)  # the first block's convolution is in the prefix
+    rows = 2 * 4 * 6
+    assert flops == int(rows * 64 * (6 * 9 * second + third)) + len(PASSES) * rows * 3
+
+
 def test_cost_is_that_of_the_kept_units():
     """Layers 1024 - 1024 - 3 behind a dropout of 1/2: a quarter and a half of the products."""
     engine = engine_of(mlp(0.5, 1024), torch.randn(4, 6))
@@ -328,7 +379,7 @@ def test_cost_is_that_of_the_kept_units():
     kept = 2 * 1024 * (1024 / 4 + 3 / 2) / 250
     unitwise = 0.2 * 1024
     assert thinned.cost.plain_row == pytest.approx(products + 4 * unitwise, rel=0.01)
-    assert thinned.cost.thinned_row == pytest.approx(kept + 2 * unitwise, rel=0.01)
+    assert thinned.cost.thinned_row == pytest.approx(kept + unitwise, rel=0.01)
 
 
 def test_chosen_from_the_number_of_rows_at_which_it_is_cheaper():
