@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.networks import encoder, lenet, mlp, resnet, unet
+from benchmarks.networks import depth, encoder, lenet, mlp, resnet, unet, unet_half
 
 __all__ = ["CASES", "Case", "chosen"]
 
@@ -59,6 +59,8 @@ CASES = (
     Case("mlp-256", mlp, _floats(784), 256, 100, target=13),
     Case("transformer-1", encoder, _tokens(64), 1, 30, target=2.5),
     Case("transformer-4", encoder, _tokens(64), 4, 30, target=1.6),
+    Case("depth-8", depth, _floats(3, 32, 32), 8, 30, target=1),
+    Case("unet_half-2", unet_half, _floats(3, 64, 64), 2, 30, target=1, keywords={"class_axis": 1}),
     Case(
         "unet-memory", unet, _floats(3, 256, 256), 1, 500, growth=512,
         keywords={"class_axis": 1, "max_memory": 384 * 2**20},

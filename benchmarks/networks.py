@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-__all__ = ["encoder", "lenet", "mlp", "resnet", "unet"]
+from mcdrop.layers import DropPath, linear_depth_rates
+
+__all__ = ["depth", "encoder", "lenet", "mlp", "resnet", "unet", "unet_half"]
 
 
 def lenet() -> nn.Module:
@@ -89,6 +91,27 @@ class _UNet(nn.Module):
         return out
 
 
+class _Branched(nn.Module):
+    def __init__(self, width: int, p: float) -> None:
+        super().__init__()
+        self.body = nn.Sequential(_convolved(width, width), _convolved(width, width)[:2], DropPath(p))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = (x + self.body(x)).relu()
+        return out
+
+
+def depth() -> nn.Module:
+    """A ConvNet of 8 residual blocks with stochastic depth, p rising to 0.5 (Huang et al. 2016, arXiv 1603.09382)."""
+    blocks = [_Branched(32, p) for p in linear_depth_rates(0.5, 8)]
+    return nn.Sequential(_convolved(3, 32), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
+
+
 def unet(p: float = 0.2) -> nn.Module:
     """A U-Net of 1.9 million parameters for 21 classes, Dropout2d at the bottom and behind each block on the way up."""
     return _UNet(16, 21, p)
+
+
+def unet_half() -> nn.Module:
+    """The same with p = 0.5."""
+    return unet(0.5)

@@ -291,6 +291,14 @@ def test_can_be_switched_off_and_gives_the_same(mc: MCDropout, plain: MCDropout,
     assert torch.equal(mc.sample(few, seed=3), plain.sample(few, seed=3))  # the same path
 
 
+def test_blocks_are_skipped_unless_it_is_switched_off():
+    torch.manual_seed(0)
+    x = torch.randn(4, 2, 64, 64)
+    skipping, plain = (MCDropout(Depth(), x, task="raw", num_samples=4, thinned=thinned) for thinned in (True, False))
+    assert plain.cost["thinned_from_rows"] is None
+    assert skipping.cost["thinned_from_rows"] <= 4
+
+
 def test_rows_alone_in_chunks_and_again_give_the_same(wide: nn.Module, mc: MCDropout, rows: Tensor):
     whole = mc.sample(rows, seed=4)
     for _ in range(2):
