@@ -28,6 +28,7 @@ from mcdrop.errors import CaptureError, NoDropoutError, RowsInteractError
 from mcdrop.examples import proof_rows
 from mcdrop.flags import Flags, buffers_of, find_flags, put_back, same
 from mcdrop.inputs import InputSpec
+from mcdrop.kept_passes import gathered_bound
 from mcdrop.masks import Masks
 from mcdrop.program import Program
 from mcdrop.proofs import (
@@ -44,7 +45,6 @@ from mcdrop.sites import Site, own_path, told_by_modules
 from mcdrop.snapshot import Adapter
 from mcdrop.supplies import Chosen, Drawn, Given, Places, Traced
 from mcdrop.switching import numbers_left, renumbered, set_rates, switch_off
-from mcdrop.thinning import gathered_bound
 from mcdrop.tracing import EXPORT_LOCK, trace
 
 __all__ = ["Captured", "capture"]

@@ -17,11 +17,12 @@ from mcdrop.engine import GraphEngine
 from mcdrop.errors import SettingError
 from mcdrop.examples import example_inputs, proof_rows
 from mcdrop.inputs import Signature
+from mcdrop.kept_passes import gathered_bound
 from mcdrop.masks import Masks
 from mcdrop.program import Program
 from mcdrop.proofs import proved_engine, proved_thinned
 from mcdrop.tasks import Task
-from mcdrop.thinning import Thinned, gathered_bound
+from mcdrop.thinning import Thinned
 
 __all__ = ["describe", "restore", "stated_choice"]
 

@@ -17,7 +17,7 @@ from mcdrop.flags import same
 from mcdrop.masks import Masks
 from mcdrop.program import Program
 from mcdrop.sites import Site
-from mcdrop.thinning import Thinned, thin
+from mcdrop.thinning import Thinned, can_be_thinned, thin
 
 __all__ = [
     "PROOF_SEED",
@@ -194,14 +194,19 @@ def proved_engine(
 
 def proved_thinned(engine: GraphEngine, rows: list[Tensor], gathered: int) -> Thinned | None:
     """The suffix over kept units, where there is one and it gives what plain passes give; keeps `gathered` bytes."""
+    if gathered == 0 or engine.device.type != "cpu" or not can_be_thinned(engine.parts):
+        return None
     prepared, sizes = engine.prepare(rows), engine.parts.sizes(rows)
-    draws = engine.draws(rows, passes=range(3), seed=PROOF_SEED, rows=None)
+    draws = [draw.clone() for draw in engine.draws(rows, passes=range(4), seed=PROOF_SEED, rows=None)]
+    for (site, _), draw in zip(engine.parts.draws, draws, strict=True):
+        if site.law == "bernoulli":  # besides what is likely, all dropped and all kept
+            draw[2], draw[3] = 0.0, site.scale
     with torch.no_grad():
         arguments = [*sizes, *prepared, *(draw[0] for draw in draws)]
         thinned = thin(engine.parts, arguments, engine.rows_of(rows), bound=gathered)
         if thinned is None or thinned.cost.least_rows is None:
             return None
-        founds = thinned.passes(sizes, prepared, draws, range(3), PROOF_SEED)
+        founds = thinned.passes(sizes, prepared, draws, range(4), PROOF_SEED)
     truths = engine.apply(rows, prepared, draws, "loop")
     proved = all(same(a, b, rounding(engine.program)) for a, b in zip(founds, truths, strict=True))
     return thinned if proved else None

@@ -1,223 +1,154 @@
 """The graph of one pass, rewritten so that values hold kept units alone.
 
-First from the outputs, for each node at which units it is needed; then forward the nodes, each with the units at which
-it can be had. `meta["cost"]` of each new node says what it costs, in nanoseconds on two cores of a server, of which
-only the ratios count.
+Forward through the nodes of the plain pass, each gets a node in the new graph and the units that it has there: those at
+which it is needed, where it can be computed from its inputs at the same ones; else those outside of which it is zero;
+else all. `meta["kind"]` of a new node is its kind if it has all units, and `meta["cost"]` what it costs, in the unit of
+`pass_cost`.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
-from mcdrop.kept_units import (
-    ARITHMETIC,
-    CHANNEL_WISE,
-    GROUPS,
-    QUOTIENTS,
-    SUMS,
-    UNIT_WISE,
-    WEIGHT_AXES,
-    ZERO_KEEPING,
-    Cut,
-    Gather,
-    filled,
-    select,
-)
+from mcdrop.draws import scale
+from mcdrop.kept_units import Cut, Gather, Index, Kept, Scales, filled, select
+from mcdrop.needs import Kind, Needs
+from mcdrop.pass_cost import ELEMENT, FLOP, share
 from mcdrop.sites import Site
-from mcdrop.split import Part, scale_by_draw
+from mcdrop.split import Part
+from mcdrop.unit_operations import ARITHMETIC, GROUPS, QUOTIENTS, SUMS, WEIGHT_AXES, ZERO_KEEPING
 
-__all__ = ["Rewriter", "shapes_of"]
+__all__ = ["Rewriter"]
 
 Node = Any  # fx.Node, whose arguments are typed too widely to be of use
 
 aten = torch.ops.aten
 
-FLOP = 1 / 250  # of a matrix product or convolution
-ELEMENT = 0.2  # of an activation: a mask or another unit-wise operation
-CHANNELS = 16  # of a convolution that are computed together; widths are ragged, so half as many more on average
-
-
-def shapes_of(part: Part, arguments: Sequence[Any]) -> Mapping[Node, torch.Size]:
-    """The shape of each result of a graph, found by running it."""
-    shapes = _Shapes(part)
-    shapes.run(*arguments, *part.weights)
-    return shapes.found
-
-
-class _Shapes(fx.Interpreter):
-    """Runs a graph and notes the shape of each result."""
-
-    def __init__(self, part: Part) -> None:
-        super().__init__(part.module)
-        self.found: dict[Node, torch.Size] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if isinstance(result, Tensor):
-            self.found[n] = result.shape
-        return result
-
 
 class Rewriter:
-    """Rewrites the graph of one pass: first from the outputs what each node is needed for, then forward the nodes."""
+    """Rewrites the graph of one pass for the draws in `candidates`.
 
-    def __init__(
-        self, part: Part, shapes: Mapping[Node, torch.Size], sites: Sequence[Site], candidates: set[int]
-    ) -> None:
-        self.part, self.shapes, self.sites = part, shapes, sites
-        self.nodes: list[Node] = list(part.module.graph.nodes)
-        inputs = [node for node in self.nodes if node.op == "placeholder"]
-        first_weight = len(inputs) - len(part.weights)
-        self.weights = {node: number for number, node in enumerate(inputs[first_weight:])}
-        first_draw = first_weight - len(sites)
-        self.draws = {node: number for number, node in enumerate(inputs[first_draw:first_weight])}
-        self.candidates = candidates
-        self.cuts = {node: cut for node in self.nodes if (cut := self._cut_by(node)) is not None}
-        self.needs: dict[Node, Cut | None] = {}
-        for node in reversed(self.nodes):
-            wanted = {self._wanted(user, node) for user in node.users}
-            self.needs[node] = wanted.pop() if len(wanted) == 1 else None
+    Attributes:
+        graph: the new one: the placeholders of the plain one but for the weights, then those of `kept`.
+        kept: what the new graph takes of each pass, each with its placeholder.
+        saving: the draws that make a product smaller.
+        plain_cost: of the plain pass.
+    """
 
+    def __init__(self, part: Part, kinds: Mapping[Node, Kind], sites: Sequence[Site], candidates: set[int]) -> None:
+        self._kinds, self._sites = kinds, sites
+        self._shapes = {node: kind.shape for node, kind in kinds.items()}
+        self._needs = needs = Needs(part, kinds, sites, candidates)
         self.graph = fx.Graph()
-        self.env: dict[Node, tuple[Node, Cut | None]] = {
-            node: (self.graph.placeholder(node.name), None) for node in inputs[:first_weight]
+        self._env: dict[Node, tuple[Node, Cut | None]] = {
+            node: (self.graph.placeholder(node.name), None) for node in needs.inputs
         }
-        self.marks = [self.graph.call_function(tuple) for _ in range(2)]  # where indices end, and gathered weights
-        self.indices: dict[tuple[int, int], Node] = {}
-        self.gathers: dict[Gather, Node] = {}
-        self.others: dict[tuple[Node, Cut | None], Node] = {}
-        self.unscaled: dict[Node, tuple[Node, float]] = {}  # what a dropout keeps, and by what it is to be multiplied
-        self.products: list[Gather] = []
+        self._mark = self.graph.call_function(tuple)  # before which placeholders are added
+        self.kept: dict[Kept, Node] = {}
+        self._others: dict[tuple[Node, Cut | None], Node] = {}  # values at other units than those of `_env`
+        self._unscaled: dict[Node, Node] = {}  # what a dropout keeps, not yet multiplied by its draw
+        self.saving: set[int] = set()
         self.plain_cost = 0.0
-        for node in self.nodes:
+        for node in needs.nodes:
             if node.op == "call_function":
-                self.env[node] = self._rewritten(node)
+                self._env[node] = self._rewritten(node)
                 self._note_cost(node)
             elif node.op == "output":
-                self.graph.output(tuple(self.held(value, None) for value in node.args[0]))
+                self.graph.output(tuple(self._held(value, None) for value in node.args[0]))
 
-    # ---- what is needed
+    def finish(self) -> fx.Graph:
+        """The new graph, without what nothing reads."""
+        self.graph.erase_node(self._mark)
+        self.graph.eliminate_dead_code()
+        return self.graph
 
-    def _cut_by(self, node: Node) -> Cut | None:
-        """The cut that a dropout makes, if it is one of the candidates, in activations that fit its mask."""
-        if node.target is not scale_by_draw or node.args[1] not in self.draws:
-            return None
-        x, draw, row_axis = node.args[:3]
-        drawn = self.shapes[draw]
-        axes = [axis for axis, size in enumerate(drawn) if size != 1 and axis != row_axis]
-        if self.draws[draw] not in self.candidates or len(drawn) != len(self.shapes[x]) or len(axes) != 1:
-            return None
-        (axis,) = axes
-        if drawn[axis] != self.shapes[x][axis] or (row_axis is not None and drawn[row_axis] != 1):
-            return None
-        return Cut(self.draws[draw], axis)
+    def new_draws(self) -> list[tuple[Node, int]]:
+        """The draws in the new graph, each with its number."""
+        return [(self._env[node][0], number) for node, number in self._needs.draws.items()]
 
-    def _wanted(self, user: Node, node: Node) -> Cut | None:
-        """The units of `node` that `user` looks at; None for all."""
-        if user in self.cuts:
-            return self.cuts[user] if node is user.args[0] else None
-        need = self._own_need(user)
-        if need is None or node not in self.shapes or len(self.shapes[node]) != len(self.shapes[user]):
-            return None
-        return need if self.shapes[node][need.axis] == self.shapes[user][need.axis] else None
-
-    def _own_need(self, node: Node) -> Cut | None:
-        """The units at which `node` is needed, if it can be computed there from its inputs at the same units."""
-        need = self.needs[node]
-        if node.target in ZERO_KEEPING | UNIT_WISE | ARITHMETIC:
-            return need
-        by_channel = node.target in CHANNEL_WISE or (
-            node.target is aten.batch_norm.default
-            and all(value in self.weights for value in node.args[1:5] if isinstance(value, fx.Node))
-        )
-        return need if by_channel and need is not None and need.axis == 1 else None
+    def share(self, cut: Cut | None, units: int) -> float:
+        """The part of the units of an axis that is computed."""
+        return 1.0 if cut is None else share(self._sites[cut.draw].p or 0.0, units // cut.block)
 
     # ---- values in the new graph
 
-    def held(self, node: Any, cut: Cut | None) -> Any:
+    def _held(self, node: Any, cut: Cut | None) -> Any:
         """A value in the new graph, at the units of `cut`, of whose axis it has all; all of them for None."""
         if not isinstance(node, fx.Node):
             return node
-        if node in self.weights:
-            return self._gathered(node, () if cut is None else (cut,))
-        new, has = self.env[node]
-        if has != cut and (node, cut) not in self.others:
+        if node in self._needs.weights:
+            return self._weight(node, () if cut is None else (cut,))
+        new, has = self._env[node]
+        if has != cut and (node, cut) not in self._others:
             if has is not None:
-                new = self.graph.call_function(filled, (new, has.axis, self._index(has), self.shapes[node][has.axis]))
+                new = self.graph.call_function(filled, (new, has.axis, self._index(has), self._shapes[node][has.axis]))
             if cut is not None:
                 new = self.graph.call_function(select, (new, cut.axis, self._index(cut)))
-            self.others[node, cut] = new
-        return new if has == cut else self.others[node, cut]
+            self._others[node, cut] = new
+        return new if has == cut else self._others[node, cut]
+
+    def _taken(self, kept: Kept) -> Node:
+        if kept not in self.kept:
+            with self.graph.inserting_before(self._mark):
+                self.kept[kept] = self.graph.placeholder(f"kept_{len(self.kept)}")
+        return self.kept[kept]
 
     def _index(self, cut: Cut) -> Node:
-        if (cut.draw, cut.block) not in self.indices:
-            with self.graph.inserting_before(self.marks[0]):
-                self.indices[cut.draw, cut.block] = self.graph.placeholder(f"kept_{cut.draw}_{cut.block}")
-        return self.indices[cut.draw, cut.block]
+        return self._taken(Index(cut.draw, cut.block))
 
-    def _gathered(self, node: Node, cuts: tuple[Cut, ...], *, product: bool = False, factor: float = 1.0) -> Node:
-        """A weight at the units of `cuts`; `product` says that work is left out with what it loses."""
-        gather = Gather(self.weights[node], cuts, factor)
-        if cuts and product:
-            self.products.append(gather)
-        if not cuts:
-            return self.graph.get_attr(f"weight_{gather.weight}")
-        if gather not in self.gathers:
-            for cut in cuts:
-                self._index(cut)
-            with self.graph.inserting_before(self.marks[1]):
-                self.gathers[gather] = self.graph.placeholder(f"gathered_{len(self.gathers)}")
-        return self.gathers[gather]
+    def _weight(self, node: Node, cuts: tuple[Cut, ...], scaled: Cut | None = None) -> Node:
+        number = self._needs.weights[node]
+        return self._taken(Gather(number, cuts, scaled)) if cuts else self.graph.get_attr(f"weight_{number}")
 
     # ---- nodes
 
     def _rewritten(self, node: Node) -> tuple[Node, Cut | None]:
         """The node in the new graph, and the units that it has there."""
-        target, need = node.target, self._own_need(node)
+        target, need = node.target, self._needs.computable(node)
         has = self._has(node.args[0]) if node.args else None
-        if node in self.cuts:
-            cut, site = self.cuts[node], self.sites[self.draws[node.args[1]]]
-            factor = float(torch.tensor(site.scale, dtype=torch.float32))  # as in the draw
-            self.unscaled[node] = x, factor = self.held(node.args[0], cut), factor
-            return self.graph.call_function(torch.mul, (x, factor)), cut
+        if node in self._needs.cuts:
+            cut = self._needs.cuts[node]
+            self._unscaled[node] = x = self._held(node.args[0], cut)
+            drawn = self._taken(Scales(cut.draw, len(self._shapes[node]) - cut.axis))
+            return self.graph.call_function(scale, (x, drawn)), cut
         if self._is_plain_product(node):
             return self._product(node)
         if target is aten.batch_norm.default and need is not None:
-            by_unit = [self.held(value, need._replace(axis=0)) for value in node.args[1:5]]
-            x = self.held(node.args[0], need)
+            by_unit = [self._held(value, need._replace(axis=0)) for value in node.args[1:5]]
+            x = self._held(node.args[0], need)
             return self.graph.call_function(target, (x, *by_unit, *node.args[5:]), dict(node.kwargs)), need
         if has is not None and self._flattens(node, has):
-            new = self.graph.call_function(torch.flatten, (self.env[node.args[0]][0], 1))
-            return new, has._replace(block=has.block * self.shapes[node.args[0]][2:].numel())
+            new = self.graph.call_function(torch.flatten, (self._env[node.args[0]][0], 1))
+            return new, has._replace(block=has.block * self._shapes[node.args[0]][2:].numel())
         if need is not None:
             return self._copied(node, need)
         if target in ARITHMETIC:
-            return self._copied(node, self._zero_in(node))
-        if target in ZERO_KEEPING or (target in CHANNEL_WISE and has is not None and has.axis == 1):
-            return self._copied(node, has)
-        return self._copied(node, None)
+            return self._copied(node, self._zero_outside(node))
+        keeps_zero = target in ZERO_KEEPING or (
+            target is not aten.batch_norm.default and self._needs.by_channel(node) and has is not None and has.axis == 1
+        )
+        return self._copied(node, has if keeps_zero else None)
+
+    def _has(self, value: Any) -> Cut | None:
+        return self._env[value][1] if isinstance(value, fx.Node) and value in self._env else None
 
     def _flattens(self, node: Node, has: Cut) -> bool:
         """Whether a reshape makes (rows, channels * space) of (rows, channels, *space), of fixed size."""
         if node.target is not torch.reshape or has.axis != 1 or len(node.args[1]) != 2:
             return False
         rows, units = node.args[1]
-        shape = self.shapes[node.args[0]]
+        shape = self._shapes[node.args[0]]
         return not isinstance(rows, int) and isinstance(units, int) and units == shape[1:].numel()
 
-    def _has(self, value: Any) -> Cut | None:
-        return self.env[value][1] if isinstance(value, fx.Node) and value in self.env else None
-
-    def _zero_in(self, node: Node) -> Cut | None:
+    def _zero_outside(self, node: Node) -> Cut | None:
         """The units outside of which arithmetic on what is zero there gives zero."""
-        shape = self.shapes[node]
+        shape = self._shapes[node]
         operands = node.args[:2]
         has = [self._has(value) for value in operands]
         fits = [
-            cut if cut is not None and len(self.shapes[value]) == len(shape) else None
+            cut if cut is not None and len(self._shapes[value]) == len(shape) else None
             for cut, value in zip(has, operands, strict=True)
         ]
         if node.target in SUMS:
@@ -230,13 +161,15 @@ class Rewriter:
         """The same operation at the units of `cut`."""
 
         def argument(value: Node) -> Any:
-            if cut is None or value not in self.shapes:
-                return self.held(value, None)
-            axis = _broadcast(self.shapes[value], self.shapes[node], cut)
-            return self.held(value, None if axis is None else cut._replace(axis=axis))
+            if cut is None or value not in self._shapes:
+                return self._held(value, None)
+            axis = _broadcast(self._shapes[value], self._shapes[node], cut)
+            return self._held(value, None if axis is None else cut._replace(axis=axis))
 
         args, kwargs = (fx.node.map_arg(values, argument) for values in (node.args, node.kwargs))
         return self.graph.call_function(node.target, args, kwargs), cut
+
+    # ---- products
 
     def _is_plain_product(self, node: Node) -> bool:
         """Whether this is a linear map or an ungrouped convolution of a batch, by weights that are not computed."""
@@ -244,70 +177,47 @@ class Rewriter:
             return False
         x, weight, bias = (*node.args, None)[:3]
         return (
-            weight in self.weights
-            and (bias is None or bias in self.weights)
+            weight in self._needs.weights
+            and (bias is None or bias in self._needs.weights)
             and node.args[GROUPS : GROUPS + 1] in ((), (1,))
             and not node.kwargs
-            and (node.target is torch.nn.functional.linear or len(self.shapes[x]) == len(self.shapes[weight]))
+            and (node.target is torch.nn.functional.linear or len(self._shapes[x]) == len(self._shapes[weight]))
         )
 
     def _product(self, node: Node) -> tuple[Node, Cut | None]:
         """A linear map or convolution, from the units that its input has to those that are needed."""
         x, weight, bias = (*node.args, None)[:3]
         leaving, entering = WEIGHT_AXES[node.target]
-        linear = node.target is torch.nn.functional.linear
-        axis = len(self.shapes[x]) - 1 if linear else 1
-        has, need = self._has(x), self.needs[node]
-        has = has if has is not None and has.axis == axis else None
-        need = need if need is not None and need.axis == axis else None
-        cuts = [cut._replace(axis=at) for cut, at in ((need, leaving), (has, entering)) if cut is not None]
-        held, factor = self.unscaled[x] if x in self.unscaled and has is not None else (self.held(x, has), 1.0)
-        new = [held, self._gathered(weight, tuple(cuts), product=True, factor=factor)]
+        axis = len(self._shapes[x]) - 1 if node.target is torch.nn.functional.linear else 1
+        has, need = (
+            cut if cut is not None and cut.axis == axis else None for cut in (self._has(x), self._needs.wanted(node))
+        )
+        cuts = tuple(cut._replace(axis=at) for cut, at in ((need, leaving), (has, entering)) if cut is not None)
+        held, scaled = self._held(x, has), None
+        if has is not None and x in self._unscaled:
+            held, scaled = self._unscaled[x], has._replace(axis=entering)
+        new = [held, self._weight(weight, cuts, scaled)]
         if len(node.args) > 2:
-            new.append(None if bias is None else self.held(bias, need and need._replace(axis=0)))
+            new.append(None if bias is None else self._held(bias, need and need._replace(axis=0)))
         result = self.graph.call_function(node.target, (*new, *node.args[3:]))
-        flops = 2.0 * self.shapes[weight].numel() * self.shapes[node if not _transposed(node) else x].numel()
-        flops /= self.shapes[weight][leaving if not _transposed(node) else entering]
-        self.plain_cost += flops * FLOP
-        for cut, at in ((has, entering), (need, leaving)):
-            flops *= self.fraction(cut) if linear or cut is None else self._channels(cut, self.shapes[weight][at])
-        result.meta["cost"] = flops * FLOP
+        sizes = self._shapes[weight]
+        per_output = self._shapes[node if leaving == 0 else x].numel()  # a transposed one counts what enters
+        cost = 2.0 * FLOP * sizes[1:].numel() * per_output
+        self.plain_cost += cost
+        result.meta["cost"] = cost * self.share(need, sizes[leaving]) * self.share(has, sizes[entering])
+        self.saving |= {cut.draw for cut in cuts}
         return result, need
-
-    # ---- the result
-
-    def new_draws(self) -> list[tuple[Node, int]]:
-        """The draws in the new graph, each with its number."""
-        return [(self.env[node][0], number) for node, number in self.draws.items()]
-
-    def finish(self) -> fx.Graph:
-        """The new graph, without what nothing reads."""
-        for mark in self.marks:
-            self.graph.erase_node(mark)
-        self.graph.eliminate_dead_code()
-        return self.graph
 
     # ---- what it costs
 
-    def fraction(self, cut: Cut | None) -> float:
-        return 1.0 if cut is None else 1.0 - (self.sites[cut.draw].p or 0.0)
-
-    def _channels(self, cut: Cut, channels: int) -> float:
-        """The share of the channels of a convolution that has to be computed: libraries do so many at a time."""
-        kept = channels * self.fraction(cut)
-        return min(1.0, math.ceil(kept / CHANNELS + 0.5) * CHANNELS / channels)
-
     def _note_cost(self, node: Node) -> None:
-        if node in self.shapes:
-            new, cut = self.env[node]
-            cost = self.shapes[node].numel() * ELEMENT
+        if node in self._shapes:
+            new, cut = self._env[node]
+            cost = self._shapes[node].numel() * ELEMENT
             self.plain_cost += cost
-            new.meta["cost"] = new.meta.get("cost", 0.0) + cost * self.fraction(cut)
-            new.meta["shape"] = self.shapes[node] if cut is None else None
-
-
-def _transposed(node: Node) -> bool:
-    return WEIGHT_AXES[node.target] == (1, 0)
+            computed = 1.0 if cut is None else self.share(cut, self._shapes[node][cut.axis])
+            new.meta["cost"] = new.meta.get("cost", 0.0) + cost * computed
+            new.meta["kind"] = self._kinds[node] if cut is None else None
 
 
 def _broadcast(shape: torch.Size, result: torch.Size, cut: Cut) -> int | None:

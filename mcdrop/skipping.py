@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mcdrop.kept_units import QUOTIENTS
 from mcdrop.split import scale_by_draw, spread_draw
+from mcdrop.unit_operations import QUOTIENTS
 
 __all__ = ["skip_blocks"]
 
@@ -19,7 +19,7 @@ def skip_blocks(graph: fx.Graph, gates: Mapping[Node, float]) -> int:
 
     A sum of a shortcut and a branch that a gate multiplies is the shortcut where the gate is closed. What serves the
     branch alone moves into a function of its own. `gates` are draws, each with the probability that it is open; nodes
-    have the shape of all their units as `meta["shape"]`, None where they hold fewer, and what they cost as
+    have shape and type of all their units as `meta["kind"]`, None where they hold fewer, and what they cost as
     `meta["cost"]`.
     """
     skipped = 0
@@ -28,16 +28,16 @@ def skip_blocks(graph: fx.Graph, gates: Mapping[Node, float]) -> int:
             continue
         for shortcut, branch in (node.args, node.args[::-1]):
             gate = _gate_of(branch, gates)
-            if gate is not None and isinstance(shortcut, fx.Node) and _same_shape(node, shortcut):
+            if gate is not None and isinstance(shortcut, fx.Node) and _same_kind(node, shortcut):
                 _skip(graph, node, shortcut, branch, gate, gates[gate])
                 skipped += 1
                 break
     return skipped
 
 
-def _same_shape(node: Node, shortcut: Node) -> bool:
-    shape = node.meta.get("shape")
-    return shape is not None and shortcut.meta.get("shape") == shape
+def _same_kind(node: Node, shortcut: Node) -> bool:
+    kind = node.meta.get("kind")
+    return kind is not None and shortcut.meta.get("kind") == kind
 
 
 def _skip(graph: fx.Graph, node: Node, shortcut: Node, branch: Node, gate: Node, kept: float) -> None:
@@ -58,7 +58,7 @@ def _skip(graph: fx.Graph, node: Node, shortcut: Node, branch: Node, gate: Node,
     inner.output(env[node])
     with graph.inserting_before(node):
         new = graph.call_function(_where_open(fx.GraphModule({}, inner)), (gate, shortcut, *outside))
-    new.meta["shape"] = node.meta["shape"]
+    new.meta["kind"] = node.meta["kind"]
     new.meta["cost"] = kept * sum(each.meta.get("cost", 0.0) for each in block)
     new.meta["calls"] = 1 + kept * sum(each.meta.get("calls", 1) for each in block)
     node.replace_all_uses_with(new)

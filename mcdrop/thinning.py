@@ -12,74 +12,54 @@ that a spatial dropout keeps. Masks are those of the plain suffix, so widths dif
 computed one after the other, each with its own gathered weights, which are kept from call to call under a bound on
 bytes.
 
-Not here, which keeps plain passes: draws by row; masks that differ along more than one axis (dropout on sequences or
-maps, attention); alpha dropout, whose dropped units are not zero; masks written by hand; weights that are computed;
-grouped convolutions. Where a thinned value meets an operation that is not in the tables below (a norm over
-units, a concatenation), it is filled up with zeros again. What a network computes at dropped units does not show: where
-that is infinite, plain passes give NaN (infinity times 0) and thinned ones do not.
+Not here, which keeps plain passes: devices other than the CPU; draws by row; masks that differ along more than one axis
+(dropout on sequences or maps, attention); alpha dropout, whose dropped units are not zero; masks written by hand;
+weights that are computed; grouped convolutions. Where a thinned value meets an operation that is not in the tables of
+`unit_operations` (a norm over units, a concatenation), it is filled up with zeros again. What a network computes at
+dropped units does not show: where that is infinite, plain passes give NaN (infinity times 0) and thinned ones do not.
 """
 
 import math
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mcdrop.kept_units import Gather, blocks_of, select
-from mcdrop.rewriting import Rewriter, shapes_of
+from mcdrop.kept_passes import KeptPasses
+from mcdrop.kept_units import Gather, Kept, Selection, select
+from mcdrop.needs import kinds_of
+from mcdrop.pass_cost import CALL, GATHERED_BYTE, PassCost
+from mcdrop.rewriting import Rewriter
 from mcdrop.sites import Site
 from mcdrop.skipping import skip_blocks
 from mcdrop.split import Part, Split
 
-__all__ = ["Thinned", "gathered_bound", "thin"]
-
-_GATHERED_BOUND = 128 * 2**20
-_ASKED = 2**14  # passes of which it is remembered that they were asked for
-
-BYTE = 0.2  # nanoseconds of a gathered weight: it is gathered in some calls and only read in others
-CALL = 4000.0  # nanoseconds of one operation from Python
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Nanoseconds of one pass: for each row in plain and in thinned form, and for a thinned pass whatever its rows."""
-
-    plain_row: float
-    thinned_row: float
-    thinned_pass: float
-
-    @property
-    def least_rows(self) -> int | None:
-        """The number of rows from which thinned passes are faster; None if they never are."""
-        saved = self.plain_row - self.thinned_row
-        return max(1, int(self.thinned_pass / saved) + 1) if saved > 0 else None
+__all__ = ["Thinned", "can_be_thinned", "thin"]
 
 
 class Thinned:
     """The suffix over kept units, one pass at a time. Read-only but for what it keeps, so that threads may share it.
 
     Attributes:
-        draws: numbers of the draws whose dropped units are left out.
         cost: what passes are expected to cost.
+        kept: what passes took of the weights.
     """
 
-    def __init__(
-        self,
-        part: Part,
-        plain: Part,
-        indices: Sequence[tuple[int, int]],
-        gathers: Sequence[Gather],
-        cost: Cost,
-        bound: int,
-    ) -> None:
-        self._part, self._plain, self._indices, self._gathers = part, plain, tuple(indices), tuple(gathers)
-        self.draws = tuple(dict.fromkeys(draw for draw, _ in indices))
-        self.cost = cost
-        self._kept = _Kept(bound)
+    def __init__(self, part: Part, weights: Sequence[Tensor], takes: Sequence[Kept], cost: PassCost, room: int) -> None:
+        self._part, self._weights, self._takes, self.cost = part, weights, tuple(takes), cost
+        self.kept = KeptPasses(room)
+        self._by_unit = [  # numbers of the arguments of which units are taken, for which units have to stand together
+            number
+            for number, node in enumerate(part.module.graph.nodes)
+            if node.op == "placeholder" and any(u.target is select and u.args[:2] == (node, 1) for u in node.users)
+        ]
+
+    @property
+    def draws(self) -> tuple[int, ...]:
+        """Numbers of the draws whose dropped units are left out."""
+        return tuple(sorted({cut.draw for take in self._takes if isinstance(take, Gather) for cut in take.cuts}))
 
     def pays(self, rows: int) -> bool:
         """Whether passes of so many rows are expected to be faster thinned than plain."""
@@ -90,83 +70,24 @@ class Thinned:
         self, sizes: Sequence[int], frontier: Sequence[Tensor], draws: Sequence[Tensor], passes: range, seed: int
     ) -> tuple[Tensor, ...]:
         """Outputs (passes, rows, ...) under the draws (passes, ...) of these passes of this seed."""
+        same: list[Any] = [*sizes, *frontier]
+        for number in self._by_unit:
+            if same[number].ndim == 2:
+                same[number] = same[number].t().contiguous().t()
         each = []
-        for place, number in enumerate(passes):
-            drawn = [draw[place] for draw in draws]
-            kept: tuple[Tensor, ...] = ()
-            if self.draws:
-                kept = self._kept.get(seed, number, lambda drawn=drawn: self._gathered(drawn))  # type: ignore[misc]
-            part = self._part if kept or not self.draws else self._plain
-            each.append(part(*sizes, *frontier, *drawn, *kept))
+        for number, *drawn in zip(passes, *draws, strict=True):
+            kept = self.kept.get(seed, number, partial(self._taken, drawn)) if self._takes else ()
+            each.append(self._part(*same, *drawn, *kept))
         return tuple(torch.stack(outputs) for outputs in zip(*each, strict=True))
 
-    def _gathered(self, drawn: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """What one pass keeps: the numbers of its units, and the weights that belong to them.
-
-        Nothing where a site keeps no unit at all, on which few operations are defined: that pass goes the plain way.
-        """
-        units = {draw: drawn[draw].flatten().nonzero().flatten() for draw in self.draws}
-        indices = {(draw, block): blocks_of(units[draw], block) for draw, block in self._indices}
-        if not all(len(kept) for kept in units.values()):
-            return ()
-        weights = []
-        for gather in self._gathers:
-            weight = self._plain.weights[gather.weight]
-            for draw, axis, block in gather.cuts:
-                weight = select(weight, axis, indices[draw, block])
-            weights.append(weight if gather.factor == 1 else weight.mul_(gather.factor))
-        return *indices.values(), *weights
+    def _taken(self, drawn: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        selection = Selection(drawn, self._weights)
+        return tuple(take.of(selection) for take in self._takes)
 
 
-class _Kept:
-    """What passes keep, under a bound on bytes. Safe to use from many threads.
-
-    A pass is kept when it is asked for the second time: of a seed that never comes again nothing would be of use.
-    Passes come in order, call after call, so once the room is taken by passes of the same seed, those stay: what is
-    put out for the next would be missed first. Other seeds go, the least recently used first.
-    """
-
-    def __init__(self, bound: int) -> None:
-        self.bound, self.held = bound, 0
-        self.seeds: OrderedDict[int, dict[int, tuple[Tensor, ...]]] = OrderedDict()
-        self.asked: OrderedDict[tuple[int, int], None] = OrderedDict()
-        self.lock = threading.Lock()
-
-    def get(self, seed: int, number: int, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        with self.lock:
-            if seed in self.seeds:
-                self.seeds.move_to_end(seed)
-                if number in self.seeds[seed]:
-                    return self.seeds[seed][number]
-            again = (seed, number) in self.asked
-            self.asked[seed, number] = None
-            if len(self.asked) > _ASKED:
-                self.asked.popitem(last=False)
-        made = make()
-        if again:
-            with self.lock:
-                self._keep(seed, number, made)
-        return made
-
-    def _keep(self, seed: int, number: int, made: tuple[Tensor, ...]) -> None:
-        size = _bytes(made)
-        while self.held + size > self.bound and any(other != seed for other in self.seeds):
-            oldest = next(other for other in self.seeds if other != seed)
-            self.held -= sum(_bytes(kept) for kept in self.seeds.pop(oldest).values())
-        if self.held + size <= self.bound and number not in self.seeds.setdefault(seed, {}):
-            self.seeds[seed][number] = made
-            self.held += size
-
-
-def _bytes(tensors: Sequence[Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors)
-
-
-def gathered_bound(max_memory: int | None, thinned: bool = True) -> int:
-    """Bytes of gathered weights that may be kept beside the draws of `Masks.within`; 0 where passes stay plain."""
-    if not thinned:
-        return 0
-    return _GATHERED_BOUND if max_memory is None else min(_GATHERED_BOUND, max_memory // 8)
+def can_be_thinned(split: Split) -> bool:
+    """Whether there is any draw of a kind that may leave something out; `thin` looks closer."""
+    return any(_may_be_cut(site, sizes) or _is_gate(site, sizes) for site, sizes in split.draws)
 
 
 def thin(split: Split, arguments: Sequence[Any], rows: int, *, bound: int) -> Thinned | None:
@@ -175,25 +96,19 @@ def thin(split: Split, arguments: Sequence[Any], rows: int, *, bound: int) -> Th
     Args:
         split: the program in its parts.
         arguments: sizes, frontier and draws of one pass for `rows` rows, of which only the shapes count.
-        bound: bytes of gathered weights that may be kept; a suffix of which one pass takes more stays plain, and with
-            0 every suffix.
+        rows: how many.
+        bound: bytes that gathered weights may take; a suffix of which one pass takes more stays plain.
     """
     candidates = {number for number, (site, sizes) in enumerate(split.draws) if _may_be_cut(site, sizes)}
     gates = {number for number, (site, sizes) in enumerate(split.draws) if _is_gate(site, sizes)}
-    if not candidates | gates or bound == 0:
-        return None
     part, sites = split.mapped, [site for site, _ in split.draws]
-    shapes = shapes_of(part, arguments)
-    while True:
-        rewriter = Rewriter(part, shapes, sites, candidates)
-        useful = {cut.draw for gather in rewriter.products for cut in gather.cuts}
-        if useful == candidates:
-            break
-        candidates = useful  # those that save no part of a product go the plain way
+    kinds = kinds_of(part, arguments)
+    while (rewriter := Rewriter(part, kinds, sites, candidates)).saving != candidates:
+        candidates = rewriter.saving  # those that save no part of a product go the plain way
     open_shares = {node: 1.0 - (sites[number].p or 0.0) for node, number in rewriter.new_draws() if number in gates}
     if not skip_blocks(rewriter.finish(), open_shares) and not candidates:
         return None
-    return _finished(rewriter, rows, bound)
+    return _finished(rewriter, part.weights, rows, bound)
 
 
 def _may_be_cut(site: Site, sizes: Sequence[Any]) -> bool:
@@ -208,20 +123,22 @@ def _is_gate(site: Site, sizes: Sequence[Any]) -> bool:
     return site.law == "bernoulli" and bool(site.p) and all(size == 1 for size in own)
 
 
-def _finished(rewriter: Rewriter, rows: int, bound: int) -> Thinned | None:
-    """The new graph with what it needs and costs; None where one pass takes more than `bound` bytes."""
-    graph, weights = rewriter.graph, rewriter.part.weights
-    gathered = sum(
-        weights[gather.weight].nbytes * math.prod(map(rewriter.fraction, gather.cuts)) for gather in rewriter.gathers
-    )
+def _finished(rewriter: Rewriter, weights: Sequence[Tensor], rows: int, bound: int) -> Thinned | None:
+    """The new graph with what it takes and costs; None where one pass takes more than `bound` bytes."""
+    graph = rewriter.graph
+
+    def nbytes(take: Gather) -> float:
+        weight = weights[take.weight]
+        return weight.nbytes * math.prod(rewriter.share(cut, weight.shape[cut.axis]) for cut in take.cuts)
+
+    gathered = sum(nbytes(take) for take in rewriter.kept if isinstance(take, Gather))
     calls = sum(node.meta.get("calls", 1) for node in graph.nodes if node.op == "call_function")
-    cost = Cost(
+    cost = PassCost(
         plain_row=rewriter.plain_cost / rows,
         thinned_row=sum(node.meta.get("cost", 0.0) for node in graph.nodes) / rows,
-        thinned_pass=gathered * BYTE + calls * CALL,
+        thinned_pass=gathered * GATHERED_BYTE + calls * CALL,
     )
     if gathered > bound:
         return None
     named = {f"weight_{number}": weight for number, weight in enumerate(weights)}
-    part = Part(graph, named)
-    return Thinned(part, rewriter.part, list(rewriter.indices), list(rewriter.gathers), cost, bound)
+    return Thinned(Part(graph, named), weights, list(rewriter.kept), cost, bound - int(gathered))

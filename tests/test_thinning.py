@@ -3,22 +3,26 @@
 import random
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mcdrop import MCDropout
+from mcdrop import MCDropout, kept_units
 from mcdrop.engine import GraphEngine
+from mcdrop.kept_passes import KeptPasses, gathered_bound
 from mcdrop.layers import DropPath
-from mcdrop.thinning import Thinned, _Kept, gathered_bound, thin
+from mcdrop.pass_cost import share
+from mcdrop.proofs import proved_thinned
+from mcdrop.thinning import Thinned, thin
 
 PASSES = range(3, 8)
 
 
-def engine_of(network: nn.Module, x: Tensor) -> GraphEngine:
-    found = MCDropout(network.eval(), x, task="raw", thinned=False)._engine
+def engine_of(network: nn.Module, x: Tensor, **settings: Any) -> GraphEngine:
+    found = MCDropout(network.eval(), x, task="raw", thinned=False, **settings)._engine
     assert isinstance(found, GraphEngine)
     return found
 
@@ -30,9 +34,9 @@ def thinned_of(engine: GraphEngine, x: Tensor, bound: int = 2**30) -> Thinned | 
         return thin(engine.parts, arguments, len(x), bound=bound)
 
 
-def check(network: nn.Module, x: Tensor) -> Thinned | None:
+def check(network: nn.Module, x: Tensor, tolerance: float = 1e-5, **settings: Any) -> Thinned | None:
     """Thinned passes, if there are any, give what plain ones give."""
-    engine = engine_of(network, x)
+    engine, x = engine_of(network, x, **settings), x.to(settings.get("dtype"))
     thinned = thinned_of(engine, x)
     if thinned is not None:
         draws = engine.draws([x], passes=PASSES, seed=5, rows=None)
@@ -40,8 +44,16 @@ def check(network: nn.Module, x: Tensor) -> Thinned | None:
         with torch.no_grad():
             founds = thinned.passes(engine.parts.sizes([x]), engine.prepare([x]), draws, PASSES, 5)
         for found, truth in zip(founds, truths, strict=True):
-            torch.testing.assert_close(found, truth, rtol=1e-5, atol=1e-5 * float(truth.abs().max()))
+            torch.testing.assert_close(found, truth, rtol=tolerance, atol=tolerance * float(truth.abs().max()))
     return thinned
+
+
+@pytest.fixture(params=(1, 4, 16))
+def lanes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many units are taken together: 1 leaves out most where layers are narrow."""
+    monkeypatch.setattr(kept_units, "LANES", request.param)
+    number: int = request.param
+    return number
 
 
 class Residual(nn.Module):
@@ -190,6 +202,7 @@ NOT_HERE = {
 }
 
 
+@pytest.mark.usefixtures("lanes")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_equals_plain_passes(name: str):
     make, shape, draws = NETWORKS[name]
@@ -239,24 +252,56 @@ class Drawn(nn.Module):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_networks_drawn_at_random_equal_plain_passes(seed: int):
+def test_networks_drawn_at_random_equal_plain_passes(seed: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kept_units, "LANES", 1 + seed % 3)
     torch.manual_seed(seed)
-    network = Drawn(seed).double()
     x = torch.randn(3, 4, dtype=torch.float64)
-    engine = engine_of_double(network, x)
-    thinned = thinned_of(engine, x)
+    thinned = check(Drawn(seed).double(), x, 1e-11, dtype=torch.float64)
     assert thinned is not None  # at least the last dropout stands before a product
-    draws = engine.draws([x], passes=PASSES, seed=5, rows=None)
-    (truth,) = engine.apply([x], engine.prepare([x]), draws, "loop")
-    with torch.no_grad():
-        (found,) = thinned.passes(engine.parts.sizes([x]), engine.prepare([x]), draws, PASSES, 5)
-    torch.testing.assert_close(found, truth, rtol=1e-11, atol=1e-11)
 
 
-def engine_of_double(network: nn.Module, x: Tensor) -> GraphEngine:
-    found = MCDropout(network.eval(), x, task="raw", thinned=False, dtype=torch.float64)._engine
-    assert isinstance(found, GraphEngine)
-    return found
+@pytest.mark.usefixtures("lanes")
+@pytest.mark.parametrize("name", ["channels to units", "stochastic depth", "norms between"])
+def test_equals_plain_passes_in_half_precision(name: str):
+    make, shape, _ = NETWORKS[name]
+    torch.manual_seed(1)
+    assert check(make(), torch.randn(4, *shape), 3e-2, dtype=torch.bfloat16) is not None
+
+
+class Promoted(nn.Module):
+    """A gate that makes a branch, and so the sum, wider than its shortcut: the shortcut cannot stand for the sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.branch, self.head = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        gate = torch.empty(x.shape[0], 1, device=x.device).bernoulli_(0.5 if self.training else 1.0)
+        x = x * gate.to(x.dtype)
+        gate = torch.empty(x.shape[0], 1, device=x.device).bernoulli_(0.5 if self.training else 1.0)
+        return (x + self.branch(x) * gate).to(x.dtype) + self.head(x).sum(1, keepdim=True)
+
+
+def test_a_sum_of_another_type_than_its_shortcut_is_computed():
+    assert check(Promoted(), torch.randn(4, 4), 3e-2, dtype=torch.bfloat16) is None
+
+
+class Pooled(nn.Module):
+    """A pooling in two dimensions that takes (rows, channels, length) for one image, and pools over channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.drop, self.head = nn.Conv1d(2, 32, 3), nn.Dropout1d(0.5), nn.Conv1d(16, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        dropped = self.drop(self.first(x))
+        out: Tensor = self.head(nn.functional.max_pool2d(dropped, (2, 1))) + dropped[:, :3]
+        return out
+
+
+def test_a_pooling_over_channels_sees_all_of_them():
+    assert check(Pooled(), torch.randn(4, 2, 9)) is None
 
 
 # ---- from outside
@@ -289,6 +334,49 @@ def test_can_be_switched_off_and_gives_the_same(mc: MCDropout, plain: MCDropout,
     torch.testing.assert_close(mc.sample(rows, seed=3), plain.sample(rows, seed=3), rtol=1e-5, atol=1e-6)
     few = rows[: mc.cost["thinned_from_rows"] - 1]
     assert torch.equal(mc.sample(few, seed=3), plain.sample(few, seed=3))  # the same path
+
+
+def test_follows_rates_and_the_choice_of_sites(wide: nn.Module, rows: Tensor):
+    for settings in ({"rates": {"2": 0.0, "5": 0.9}}, {"rates": {"2": 0.99}}, {"include": "5"}):
+        found, truth = (
+            MCDropout(wide, rows[:4], task="raw", num_samples=6, thinned=thinned, **settings).sample(rows, seed=2)
+            for thinned in (True, False)
+        )
+        torch.testing.assert_close(found, truth, rtol=1e-5, atol=1e-6)
+
+
+def test_exact_answers_have_the_same_bits_whatever_is_kept(mc: MCDropout, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Thinned, "pays", lambda self, rows: True)
+    x, found = torch.randn(2, 6), []
+    for turn in range(4):  # gathered, gathered and kept, kept, kept beside others
+        if turn == 3:
+            mc.sample(torch.randn(5, 6), seed=11)
+        run = mc.start(x, seed=11, exact=True)
+        mc.advance(run)
+        found.append(run.prediction().mean)
+    assert all(torch.equal(one, found[0]) for one in found)
+
+
+def test_out_of_memory_takes_fewer_passes(mc: MCDropout, rows: Tensor, monkeypatch: pytest.MonkeyPatch):
+    truth, passes, seen = mc.sample(rows, seed=3), Thinned.passes, []
+
+    def scarce(self: Thinned, *arguments: Any) -> tuple[Tensor, ...]:
+        seen.append(len(arguments[3]))
+        if seen[-1] > 2:
+            raise torch.OutOfMemoryError("DefaultCPUAllocator: can't allocate memory")
+        return passes(self, *arguments)
+
+    monkeypatch.setattr(Thinned, "passes", scarce)
+    assert torch.equal(mc.sample(rows, seed=3), truth)
+    assert seen[-1] <= 2 < seen[0]
+
+
+def test_only_on_the_cpu(wide: nn.Module):
+    x = torch.randn(3, 6)
+    engine = engine_of(wide, x)
+    assert proved_thinned(engine, [x], 2**30) is not None
+    engine.device = torch.device("cuda")
+    assert proved_thinned(engine, [x], 2**30) is None
 
 
 def test_blocks_are_skipped_unless_it_is_switched_off():
@@ -328,7 +416,7 @@ def test_threads_together_give_what_each_gives_alone(mc: MCDropout, rows: Tensor
     engine = mc._engine
     assert isinstance(engine, GraphEngine)
     assert engine.thinned is not None
-    engine.thinned._kept = _Kept(engine.thinned._kept.bound)  # empty, so that the threads make it
+    engine.thinned.kept = KeptPasses(engine.thinned.kept.bound)  # empty, so that the threads make it
     found: list[Tensor | None] = [None] * len(seeds)
     gate = threading.Barrier(len(seeds))
 
@@ -366,9 +454,18 @@ def counted(network: nn.Module, x: Tensor) -> tuple[int, list[Tensor]]:
 
 
 def test_only_kept_units_are_computed():
-    flops, draws = counted(mlp(), torch.randn(4, 6))
-    first, second = ((draw != 0).flatten(1).sum(1) for draw in draws)
+    """As many as fill whole registers."""
+    flops, draws = counted(mlp(0.5, 100), torch.randn(4, 6))
+    first, second = (((draw != 0).flatten(1).sum(1) / 16).ceil() * 16 for draw in draws)
     assert flops == int((2 * 4 * (first * second + second * 3)).sum())
+
+
+def test_the_share_that_is_computed_is_that_of_whole_registers():
+    """On average over draws, and as far as remainders are spread evenly over a register."""
+    for p, units in ((0.5, 1024), (0.1, 100), (0.9, 64), (0.5, 8)):
+        drawn = (torch.rand(2000, units, generator=torch.Generator().manual_seed(units)) >= p).float()
+        computed = [len(kept_units.Selection([each], []).units(0)) for each in drawn]
+        assert sum(computed) / len(computed) / units == pytest.approx(share(p, units), abs=0.05)
 
 
 def test_dropped_blocks_are_not_computed():
@@ -384,7 +481,8 @@ def test_cost_is_that_of_the_kept_units():
     thinned = thinned_of(engine, torch.randn(4, 6))
     assert thinned is not None
     products = 2 * 1024 * (1024 + 3) / 250
-    kept = 2 * 1024 * (1024 / 4 + 3 / 2) / 250
+    half = share(0.5, 1024)
+    kept = 2 * 1024 * (1024 * half**2 + 3 * half) / 250
     unitwise = 0.2 * 1024
     assert thinned.cost.plain_row == pytest.approx(products + 4 * unitwise, rel=0.01)
     assert thinned.cost.thinned_row == pytest.approx(kept + unitwise, rel=0.01)
@@ -407,15 +505,17 @@ def test_chosen_from_the_number_of_rows_at_which_it_is_cheaper():
 
 def test_one_pass_must_fit_what_may_be_kept():
     engine = engine_of(mlp(0.5, 64), torch.randn(4, 6))
-    assert thinned_of(engine, torch.randn(4, 6), bound=3000) is None
-    assert thinned_of(engine, torch.randn(4, 6), bound=6000) is not None
+    assert thinned_of(engine, torch.randn(4, 6), bound=6000) is None
+    thinned = thinned_of(engine, torch.randn(4, 6), bound=9000)
+    assert thinned is not None
+    assert thinned.kept.bound < 3000  # what is kept and what is taken by the pass in hand, together
     assert gathered_bound(8000) == 1000
     assert gathered_bound(None) == gathered_bound(2**40) > 2**20
     assert gathered_bound(None, thinned=False) == 0
 
 
 def test_kept_weights_stay_within_their_bound():
-    kept = _Kept(4 * 10)
+    kept = KeptPasses(4 * 10)
     made = []
 
     def ask(seed: int, number: int) -> None:
