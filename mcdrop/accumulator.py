@@ -8,8 +8,8 @@ blocks that fit into the cache, so it needs little memory beside the chunk. mcdr
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -20,11 +20,13 @@ from mcdrop.statistics import mixture_quantiles, sample_quantiles
 from mcdrop.sums import GROUPS, Place
 from mcdrop.tasks import Task
 
-__all__ = ["Accumulator", "check_passes"]
+__all__ = ["Accumulator", "Pick", "check_passes"]
 
 _BLOCK = 2**17  # numbers on a CPU: a handful of float64 copies stay in its cache
 _BLOCK_ELSEWHERE = 2**22  # numbers that keep an accelerator busy
 _INNER = 256  # numbers, the shortest run of memory worth cutting a block to
+
+Pick = Callable[[Tensor, int], Tensor]  # some rows of sums, along an axis that rows come first in
 
 
 class Accumulator(ABC):
@@ -73,6 +75,15 @@ class Accumulator(ABC):
     @abstractmethod
     def _values(self, samples: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
         """What `mean` averages (samples, batch, ...), and the noise's variances (samples or 1, batch, ...)."""
+
+    @property
+    @abstractmethod
+    def spread(self) -> Tensor:
+        """Variance over the passes so far, ddof 1, of each number that `mean` averages: (batch, numbers), float64."""
+
+    @abstractmethod
+    def _select(self, twin: Any, pick: Pick) -> None:
+        """Give `twin` the sums of some rows, each `pick(sums, axis of the rows)`."""
 
     # ---- what all tasks share
 
@@ -132,6 +143,25 @@ class Accumulator(ABC):
         self._group_counts = [a + b for a, b in zip(self._group_counts, other._group_counts, strict=True)]
         self._done += other._done
         self.passes += other.passes
+
+    def values(self, outputs: tuple[Tensor, ...]) -> Tensor:
+        """What `mean` averages, (passes, batch, ...), from outputs that have been added."""
+        return self._values(outputs)[0]
+
+    def select(self, rows: Tensor) -> Self:
+        """The sums of some rows alone, by their numbers (kept,); this accumulator stays as it is."""
+        twin, batch = copy.copy(self), self._layout[0]
+        twin._layout = (len(rows), *self._layout[1:])
+        twin._done, twin._group_counts = list(self._done), list(self._group_counts)
+        twin._samples = tuple(kept[:, rows] for kept in self._samples)
+
+        def pick(sums: Tensor, axis: int) -> Tensor:
+            by_row = sums.unflatten(axis, (batch, sums.shape[axis] // batch))
+            picked: Tensor = by_row.index_select(axis, rows)
+            return picked.flatten(axis, axis + 1)
+
+        self._select(twin, pick)
+        return twin
 
     def prediction(self, *, seed: int) -> Prediction:
         """The prediction from the passes so far; later updates do not change it.

@@ -43,6 +43,8 @@ class RemotePrediction:
     of a regression without variance is minus infinity. JSON answers carry float32, and all that JSON cannot hold (NaN
     and both infinities) arrives as NaN.
 
+    Where rows stop by a rule, `passes` and `converged` are fields too, and `num_samples` is the most of all rows.
+
     `partial` says that the deadline came before all passes, `num_samples` how many there were. `raw` is the answer as
     it came, of a binary one the JSON before the numbers.
     """
@@ -74,8 +76,9 @@ class RemotePrediction:
 def joined(parts: Sequence[RemotePrediction], *, seconds: float) -> RemotePrediction:
     """The predictions of consecutive rows as one, after `seconds` in all.
 
-    Passes are the least of all parts, server times their sums, the versions of a model that was replaced in between
-    stand side by side, and `raw` has the `request_ids`. Raises InputError without any part.
+    Passes are the least of all parts (the most where rows stop by a rule), server times their sums, the versions of a
+    model that was replaced in between stand side by side, and `raw` has the `request_ids`. Raises InputError without
+    any part.
     """
     if not parts:
         raise InputError("there was no batch to predict; give at least one, even if it has no rows.")
@@ -83,7 +86,7 @@ def joined(parts: Sequence[RemotePrediction], *, seconds: float) -> RemotePredic
     return RemotePrediction(
         model=first.model,
         version=", ".join(dict.fromkeys(part.version for part in parts)),
-        num_samples=min(part.num_samples for part in parts),
+        num_samples=_passes(parts),
         seed=first.seed,
         fields={name: _joined_field(name, parts) for name in first.fields},
         class_names=first.class_names,
@@ -98,6 +101,11 @@ def joined(parts: Sequence[RemotePrediction], *, seconds: float) -> RemotePredic
         ),
         raw={"request_ids": [part.request_id for part in parts]},
     )
+
+
+def _passes(parts: Sequence[RemotePrediction]) -> int:
+    counts = [part.num_samples for part in parts]
+    return max(counts) if "passes" in parts[0].fields else min(counts)
 
 
 def _joined_field(name: str, parts: Sequence[RemotePrediction]) -> Any:

@@ -86,6 +86,9 @@ def asked(
     version: str | None = None,
     allow_partial: bool = False,
     determinism: str | None = None,
+    tolerance: float | None = None,
+    certified: bool = False,
+    until: str | None = None,
 ) -> Asked:
     """Raises InputError and SettingError for what no server can be sent. What is left out is the server's to decide."""
     if isinstance(outputs, str):
@@ -102,6 +105,9 @@ def asked(
         "seed": _whole("seed", seed),
         "allow_partial": allow_partial or None,
         "determinism": determinism,
+        "tolerance": None if tolerance is None else float(tolerance),
+        "certified": certified or None,
+        "until": until,
     }
     return Asked(
         arrays,

@@ -320,6 +320,17 @@ def _add_predict(commands: Any) -> None:
         parser.add_argument("--num-samples", type=int, metavar="N", help="stochastic passes (default: the model's)")
         parser.add_argument("--seed", type=int, metavar="N", help="names the masks (default: the model's)")
         parser.add_argument("--standard-errors", action="store_true", help="add the Monte Carlo error of each number")
+        stops = parser.add_argument_group("stop each row early, after at most --num-samples passes")
+        stops.add_argument(
+            "--tolerance",
+            type=float,
+            metavar="WIDTH",
+            help="when the half-width of every number of its mean is at most this, at 95 %%",
+        )
+        stops.add_argument(
+            "--certified", action="store_true", help="keep the tolerance by a confidence sequence (probabilities only)"
+        )
+        stops.add_argument("--until", choices=("label",), help="when its label is settled, at 95 %%")
         parser.add_argument("--device", help="cpu, cuda, ... (default: CUDA if there is one)")
         parser.add_argument("--json", action="store_true", help="print the predictions as JSON")
         remote = parser.add_argument_group("by a server, instead of FOLDER")

@@ -112,6 +112,9 @@ class Client(Connection):
         deadline: float | None = None,
         allow_partial: bool = False,
         determinism: Literal["standard", "exact"] | None = None,
+        tolerance: float | None = None,
+        certified: bool = False,
+        until: Literal["label"] | None = None,
         timeout: float | None = None,
     ) -> RemotePrediction:
         """The prediction for a batch: an array when the model has one input, else a dict of arrays by name.
@@ -129,6 +132,10 @@ class Client(Connection):
             allow_partial: answer at the deadline from the passes that are done (`prediction.partial`, `num_samples`).
                 Without a deadline it is at nine tenths of the timeout.
             determinism: "exact" for the same bits whatever else is served, at some cost.
+            tolerance: each row stops, after at most `num_samples` passes, when the half-width of every number of `mean`
+                is at most this, at 95 %; `prediction.passes` and `prediction.converged` say more of each row.
+            certified: keep the tolerance by a confidence sequence instead of asymptotically; probabilities only.
+            until: "label" stops each row when its label is settled, at 95 %.
             timeout: seconds for this call with all its retries.
 
         Raises InputError and SettingError before anything is sent, and APIError.
@@ -145,6 +152,9 @@ class Client(Connection):
                 "deadline": deadline,
                 "allow_partial": allow_partial,
                 "determinism": determinism,
+                "tolerance": tolerance,
+                "certified": certified,
+                "until": until,
                 "timeout": timeout,
             },
         )

@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from mcdrop.exporting import build_network, call_of, load_checkpoint
 from mcdrop.inputs import InputSpec, Signature, check_finite
 from mcdrop.prediction import Prediction
 from mcdrop.predictor import MCDropout
-from mcdrop.remote_command import ERROR, Predicted, predict_remotely
+from mcdrop.remote_command import BY_ROW, ERROR, Predicted, predict_remotely
 from mcdrop.report import Report
 from mcdrop.report_text import renderables
 from mcdrop.sweep_command import run as run_sweep
@@ -247,7 +247,7 @@ def predict(arguments: argparse.Namespace) -> None:
         print(as_json(fields, facts=made))
     elif arguments.output is not None:
         rows = len(fields["mean"])
-        print(f"{rows} rows, {made['num_samples']} passes, seed {made['seed']}: {arguments.output}")
+        print(f"{rows} rows, {_passes_text(fields, made)}, seed {made['seed']}: {arguments.output}")
     elif sys.stdout.isatty():
         _show(fields, names, made)
     else:
@@ -264,13 +264,21 @@ def _predict_here(arguments: argparse.Namespace) -> Predicted:
     prediction = _predict(mc, inputs, arguments)
     arrays = prediction.numpy()
     fields = {name: getattr(arrays, name) for name in arrays.fields}
+    if arrays.passes is not None:
+        fields |= {name: getattr(arrays, name) for name in BY_ROW}
     fields |= {name + ERROR: values for name, values in (arrays.standard_errors or {}).items()}
     return fields, mc.task.class_names, {"num_samples": prediction.num_samples, "seed": prediction.seed}
 
 
 def _predict(mc: MCDropout, inputs: Any, arguments: argparse.Namespace) -> Prediction:
     run = mc.start(
-        inputs, num_samples=arguments.num_samples, seed=arguments.seed, standard_errors=arguments.standard_errors
+        inputs,
+        num_samples=arguments.num_samples,
+        seed=arguments.seed,
+        standard_errors=arguments.standard_errors,
+        tolerance=arguments.tolerance,
+        certified=arguments.certified,
+        until=arguments.until,
     )
     with progress("passes", run.num_samples) as advance:
         while not run.done:
@@ -278,6 +286,15 @@ def _predict(mc: MCDropout, inputs: Any, arguments: argparse.Namespace) -> Predi
             mc.advance(run, max(1, run.num_samples // STEPS))
             advance(run.passes - before)
     return run.prediction()
+
+
+def _passes_text(fields: Mapping[str, np.ndarray], made: Mapping[str, int]) -> str:
+    """The passes of a prediction in words."""
+    if "passes" not in fields or not len(fields["passes"]):
+        return f"{made['num_samples']} passes"
+    passes, late = fields["passes"], int((~fields["converged"]).sum())
+    missed = f", {late} rows not converged" if late else ""
+    return f"{passes.min()} to {passes.max()} passes ({passes.mean():.0f} on average{missed})"
 
 
 def _show(fields: dict[str, np.ndarray], class_names: tuple[str, ...] | None, made: dict[str, int]) -> None:
@@ -294,6 +311,8 @@ def _show(fields: dict[str, np.ndarray], class_names: tuple[str, ...] | None, ma
         for name, values in columns.items():
             if name == "label" and class_names is not None:
                 cells.append(class_names[values[row]])
+            elif values.dtype.kind == "b":
+                cells.append("yes" if values[row] else "no")
             else:
                 error = fields.get(name + ERROR)
                 cells.append(f"{values[row]:.4g}" + ("" if error is None else f" ± {error.reshape(-1)[row]:.1g}"))
@@ -302,7 +321,7 @@ def _show(fields: dict[str, np.ndarray], class_names: tuple[str, ...] | None, ma
     console.print(table)
     hidden = f" The first {SHOWN_ROWS} of {rows} rows." if rows > SHOWN_ROWS else ""
     console.print(
-        f"\n{made['num_samples']} passes, seed {made['seed']}.{hidden} -o FILE writes every number.", style="dim"
+        f"\n{_passes_text(fields, made)}, seed {made['seed']}.{hidden} -o FILE writes every number.", style="dim"
     )
 
 

@@ -29,6 +29,9 @@ class Options(TypedDict, total=False):
     deadline: float | None
     allow_partial: bool
     determinism: Literal["standard", "exact"] | None
+    tolerance: float | None
+    certified: bool
+    until: Literal["label"] | None
     timeout: float | None
 
 

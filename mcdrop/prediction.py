@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from mcdrop.statistics import FIELDS, entropy_bias, gaussian_entropy
@@ -26,6 +26,7 @@ __all__ = [
     "RawPrediction",
     "RegressionPrediction",
     "concatenate",
+    "with_passes",
 ]
 
 _SHOWN_ROWS = 8
@@ -41,8 +42,10 @@ class Prediction:
 
     mean: Float[Tensor, " batch *rest"]
     variance: Float[Tensor, " batch *rest"]
-    num_samples: int  # passes really used
+    num_samples: int  # passes really used; where rows stop by a rule, of the row that took most
     seed: int
+    passes: Integer[Tensor, " batch"] | None = None  # of each row, where rows stop by a rule
+    converged: Bool[Tensor, " batch"] | None = None  # whether the rule was met, or the maximum came first
     standard_errors: Mapping[str, Tensor] | None = None  # field name -> Monte Carlo standard error, where asked for
     quantile_levels: tuple[float, ...] = ()
     quantiles: Float[Tensor, "levels batch *rest"] | None = None  # where asked for, level by level
@@ -75,7 +78,8 @@ class Prediction:
         if isinstance(rows, tuple) or rows is None or rows is Ellipsis:
             raise TypeError("a prediction is indexed by rows alone; index its fields, as in prediction.mean[0, 1]")
         is_mask_or_list = isinstance(rows, slice | list) or getattr(rows, "ndim", 0) > 0
-        return self._map(lambda values, axis: values[(slice(None),) * axis + (rows,)], is_row=not is_mask_or_list)
+        taken = self._map(lambda values, axis: values[(slice(None),) * axis + (rows,)], is_row=not is_mask_or_list)
+        return taken if taken.passes is None else taken._map(_same, num_samples=_most(taken.passes, self.num_samples))
 
     def __iter__(self: _P) -> Iterator[_P]:
         return (self[row] for row in range(len(self)))
@@ -106,6 +110,8 @@ class Prediction:
             facts |= {"quantile_levels": self.quantile_levels, "quantiles": self.quantiles}
         if self.samples is not None:
             facts["samples"] = self.samples
+        if self.passes is not None:
+            facts |= {"passes": self.passes, "converged": self.converged}
         return facts
 
     def _map(self: _P, change: Callable[[Any, int], Any], **replaced: Any) -> _P:
@@ -132,10 +138,17 @@ class Prediction:
 
     # ---- printing
 
+    def _passes_text(self) -> str:
+        if self.passes is None or not math.prod(self.passes.shape) or self.converged is None:
+            return f"{self.num_samples} passes"
+        least, late = int(self.passes.min()), math.prod(self.passes.shape) - int(self.converged.sum())
+        span = f"{least} to {self.num_samples}" if least < self.num_samples else f"{least}"
+        return f"{span} passes" + (f" ({late} not converged)" if late else "")
+
     def __repr__(self) -> str:
         rows = 1 if self.is_row else len(self)
         title = "one row" if self.is_row else f"{rows} row{'s' * (rows != 1)}"
-        lines = [f"{type(self).__name__}: {title}, {self.num_samples} passes, seed {self.seed}"]
+        lines = [f"{type(self).__name__}: {title}, {self._passes_text()}, seed {self.seed}"]
         if rows == 0:
             return lines[0]
         fields = {name: getattr(self, name) for name in self._printed}
@@ -296,7 +309,8 @@ def _number(value: Any) -> str:
 
 
 def concatenate(predictions: Sequence[Prediction]) -> Prediction:
-    """One prediction of all rows from predictions of some rows each, made with the same passes and seed."""
+    """One prediction of all rows from predictions of some rows each, made with the same seed, and passes but for
+    rows that stop by a rule."""
     first = predictions[0]
     if len(predictions) == 1:
         return first
@@ -316,4 +330,20 @@ def concatenate(predictions: Sequence[Prediction]) -> Prediction:
     twin.__dict__.update(
         {name: joined([each[name] for each in facts], int(name in ("samples", "quantiles"))) for name in facts[0]}
     )
+    if twin.passes is not None:  # what depends on the number of passes is computed, part by part
+        twin.__dict__["num_samples"] = _most(twin.passes, first.num_samples)
     return twin
+
+
+def with_passes(prediction: _P, *, converged: bool) -> _P:
+    """The same prediction of rows that have stopped, or have not yet, after all of its passes."""
+    rows = torch.full((len(prediction),), prediction.num_samples, device=prediction.mean.device)
+    return prediction._map(_same, passes=rows, converged=torch.full_like(rows, converged, dtype=torch.bool))
+
+
+def _same(values: Any, _: int) -> Any:
+    return values
+
+
+def _most(passes: Any, otherwise: int) -> int:
+    return int(passes.max()) if math.prod(passes.shape) else otherwise

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from mcdrop.adaptive import AdaptiveSink
 from mcdrop.arguments import (
     cast,
     check_engine,
@@ -43,6 +44,7 @@ from mcdrop.sampling import Collector, Run, Sampler, plain
 from mcdrop.site_table import Sites
 from mcdrop.snapshot import Adapter, private_copy, read_example
 from mcdrop.statistics import check_levels
+from mcdrop.stopping import Until, read_rule
 from mcdrop.tasks import OutputKind, Task, TaskName
 
 __all__ = ["MCDropout", "dropout_modules"]
@@ -224,6 +226,9 @@ class MCDropout:
         standard_errors: bool = False,
         quantiles: Sequence[float] = (),
         samples: bool = False,
+        tolerance: float | None = None,
+        certified: bool = False,
+        until: Until | None = None,
     ) -> Prediction:
         """Predict with uncertainty: mean, variance and entropy over passes.
 
@@ -234,12 +239,20 @@ class MCDropout:
                 sqrt((s^2 + 1/N) / N), never 0 where a few passes agree by luck; that of another mean s / sqrt(N).
             quantiles: levels in (0, 1) of which to give the quantiles over passes.
             samples: also the outputs of all passes (samples, batch, ...).
+            tolerance: each row stops, after at most `num_samples` passes, when the half-width of every number of its
+                mean is at most this, each at 95 % (`mcdrop.stopping`; asymptotic). `passes` and `converged` say of each
+                row how many it took and whether it got there; its other numbers are those of that many passes,
+                variance and mutual information too low on average.
+            certified: keep the tolerance by a confidence sequence, for any number of passes; probabilities only.
+            until: "label" stops each row when its label is settled, at 95 %.
 
         Raises:
             InputError: the inputs do not fit the model.
             SettingError: another argument makes no sense.
         """
-        run, as_numpy = self._start(inputs, num_samples, seed, masks, standard_errors, quantiles, samples)
+        run, as_numpy = self._start(
+            inputs, num_samples, seed, masks, standard_errors, quantiles, samples, stop=(tolerance, certified, until)
+        )
         self.advance(run)
         prediction = run.prediction()
         return prediction.numpy() if as_numpy else prediction
@@ -269,13 +282,17 @@ class MCDropout:
         seed: int | None = None,
         masks: MaskMode | None = None,
         standard_errors: bool = False,
+        tolerance: float | None = None,
+        certified: bool = False,
+        until: Until | None = None,
         every: int | None = None,
     ) -> Iterator[Prediction]:
         """Predictions as passes accumulate, after every `every` passes (an eighth of all if None); the last is whole.
 
-        The inputs must stay as they are until then.
+        The inputs must stay as they are until then. `tolerance`, `certified` and `until` as for a prediction.
         """
-        run, as_numpy = self._start(inputs, num_samples, seed, masks, standard_errors, (), False)
+        stop = tolerance, certified, until
+        run, as_numpy = self._start(inputs, num_samples, seed, masks, standard_errors, (), False, stop=stop)
         step = max(2, -(-run.num_samples // 8)) if every is None else every
         if step < 1:
             raise SettingError(f"every is {every!r}; give a number of passes, at least 1.")
@@ -300,6 +317,9 @@ class MCDropout:
         standard_errors: bool = False,
         quantiles: Sequence[float] = (),
         samples: bool = False,
+        tolerance: float | None = None,
+        certified: bool = False,
+        until: Until | None = None,
         exact: bool = False,
     ) -> Run:
         """A run for these inputs, which must stay as they are until it is done: checks them and computes nothing.
@@ -309,7 +329,8 @@ class MCDropout:
         A run that is `exact` is computed row by row, by itself and in chunks of fixed size: the answer for a row has
         the same bits whatever else is computed, at some cost; other answers agree up to rounding.
         """
-        return self._start(inputs, num_samples, seed, masks, standard_errors, quantiles, samples, exact)[0]
+        stop = tolerance, certified, until
+        return self._start(inputs, num_samples, seed, masks, standard_errors, quantiles, samples, exact, stop)[0]
 
     def split(self, run: Run, rows: int) -> list[Run]:
         """Runs of at most `rows` rows each that make up `run`, which must not have begun; itself if it is no longer."""
@@ -348,22 +369,32 @@ class MCDropout:
         quantiles: Sequence[float],
         samples: bool,
         exact: bool = False,
+        stop: tuple[float | None, bool, Until | None] = (None, False, None),
     ) -> tuple[Run, bool]:
         tensors, as_numpy = self.signature.bind(inputs, device=self.device)
         count = self.num_samples if num_samples is None else num_samples
         check_num_samples(count)
         count = int(count)
         levels = tuple(quantiles)
+        tolerance, certified, until = stop
 
         def make() -> Any:
-            return accumulator(
+            sums = accumulator(
                 self.task, num_samples=count, standard_errors=standard_errors, quantiles=levels, samples=samples
             )
+            return sums if rule is None else AdaptiveSink(rule, sums)
 
         check_levels(levels)  # here: errors belong to the caller, not to the thread that computes
         check_passes(count)
-        kind = (standard_errors, levels, samples)
-        return self._run(tensors, num_samples, seed, masks, make, kind, exact), as_numpy
+        mode = self.masks if masks is None else masks
+        check_masks(mode)
+        rule = read_rule(
+            self.task, tolerance=tolerance, certified=certified, until=until, maximum=count,
+            masks=mode, kept=samples or bool(levels),
+        )  # fmt: skip
+        kind = (standard_errors, levels, samples, rule)
+        looks = () if rule is None else rule.looks
+        return self._run(tensors, num_samples, seed, masks, make, kind, exact, looks), as_numpy
 
     def _run(
         self,
@@ -374,6 +405,7 @@ class MCDropout:
         make: Any,
         kind: Any = None,
         exact: bool = False,
+        looks: tuple[int, ...] = (),
     ) -> Run:
         count = self.num_samples if num_samples is None else num_samples
         chosen = self.seed if seed is None else seed
@@ -391,6 +423,7 @@ class MCDropout:
             make_sink=make,
             kind=kind,
             exact=exact,
+            looks=looks,
         )
 
     # ---- what an expert would say about it

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcdrop.accumulator import Accumulator
+from mcdrop.accumulator import Accumulator, Pick
 from mcdrop.errors import SettingError
 from mcdrop.prediction import BinaryPrediction, ClassificationPrediction, MultilabelPrediction, Prediction
 from mcdrop.statistics import binary_entropy, entropy
@@ -107,6 +107,18 @@ class ProbabilityAccumulator(Accumulator):
         self._probs.merge(other._probs, self.passes, other.passes)
         self._entropies += other._entropies
         self._votes += other._votes
+
+    @property
+    def spread(self) -> Tensor:
+        return self._probs.variance(self.passes).view(self._layout[0], math.prod(self._layout[1:]))
+
+    def _select(self, twin: Any, pick: Pick) -> None:
+        twin._probs = self._probs.select(pick)
+        twin._uncounted = tuple(pick(probs, 1) for probs in self._uncounted)
+        if hasattr(self, "_votes"):
+            twin._votes, twin._entropies = pick(self._votes, 0), pick(self._entropies, 0)
+        if self._with_errors:
+            twin._prob_groups, twin._entropy_groups = self._prob_groups.select(pick), self._entropy_groups.select(pick)
 
     def _fields(self) -> dict[str, Any]:
         """The fields that both kinds have, in the layout of the output."""

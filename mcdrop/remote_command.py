@@ -14,6 +14,7 @@ from mcdrop.many import ROWS
 
 ERROR = "_standard_error"
 ON_REQUEST = ("standard_errors", "quantiles", "samples")  # outputs that are not written unasked
+BY_ROW = ("passes", "converged")  # of rows that stop by a rule
 TIMEOUT = 600.0  # seconds for each request: nobody waits for these rows in a browser
 
 Predicted = tuple[dict[str, np.ndarray], tuple[str, ...] | None, dict[str, int]]
@@ -35,9 +36,13 @@ def predict_remotely(arguments: argparse.Namespace) -> Predicted:
             model=name,
             num_samples=arguments.num_samples,
             seed=arguments.seed,
+            tolerance=arguments.tolerance,
+            certified=arguments.certified,
+            until=arguments.until,
             outputs=[*wanted, *(["standard_errors"] if arguments.standard_errors else [])],
         )
-    fields = {output: prediction.fields[output] for output in wanted}
+    names = [*wanted, *(name for name in BY_ROW if name in prediction.fields)]
+    fields = {name: prediction.fields[name] for name in names}
     errors: Mapping[str, np.ndarray] = prediction.fields.get("standard_errors", {})
     fields |= {f"{output}{ERROR}": values for output, values in errors.items()}
     return fields, prediction.class_names, {"num_samples": prediction.num_samples, "seed": prediction.seed}

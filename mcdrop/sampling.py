@@ -23,7 +23,7 @@ from mcdrop.engine import Engine
 from mcdrop.errors import PassMemoryError
 from mcdrop.memory import free_memory, is_out_of_memory
 from mcdrop.prediction import Prediction
-from mcdrop.runs import Block, Collector, Run, Share, Sink
+from mcdrop.runs import Block, Collector, LeavingSink, Run, Share, Sink
 
 __all__ = ["Collector", "Run", "Sampler"]
 
@@ -51,9 +51,10 @@ class Sampler:
         make_sink: Callable[[], Sink],
         kind: Hashable = None,
         exact: bool = False,
+        looks: tuple[int, ...] = (),
     ) -> Run:
         """A run for checked inputs; computes nothing."""
-        return Run(inputs, num_samples, seed, masks, rows, make_sink, kind, exact=exact)
+        return Run(inputs, num_samples, seed, masks, rows, make_sink, kind, exact=exact, looks=looks)
 
     def split(self, run: Run, rows: int) -> list[Run]:
         """Runs of at most `rows` rows each, which are this run, not yet begun, together; itself if it is no longer."""
@@ -95,7 +96,9 @@ class Sampler:
                 continue
             first, edges = group[0], [0, *itertools.accumulate(run.rows for run in group)]
             inputs = [torch.cat(each) for each in zip(*(run.inputs for run in group), strict=True)]
-            whole = Run(inputs, first.num_samples, first.seed, first.masks, edges[-1], first.make_sink)
+            whole = Run(
+                inputs, first.num_samples, first.seed, first.masks, edges[-1], first.make_sink, looks=first.looks
+            )
             if first.masks == "independent":
                 whole.numbers = torch.cat([run.numbers_of(0, run.rows) for run in group])  # type: ignore[misc]
             for run, start, stop in zip(group, edges, edges[1:], strict=False):
@@ -174,6 +177,7 @@ class Sampler:
             run.kind,
             run.numbers_of(start, stop),
             run.exact,
+            run.looks,
         )
 
     def _cut(self, inputs: Sequence[Tensor], start: int, stop: int) -> list[Tensor]:
@@ -250,15 +254,16 @@ class Sampler:
             budget = -(-budget // _EXACT_PASSES) * _EXACT_PASSES  # the same chunks whatever the budget
         target = run.passes + (todo if budget is None else min(todo, budget))
         for block in run.blocks:
-            self._compute([block], run, max(0, target - block.passes), sizes)
-            if block.passes >= run.num_samples:
+            while block.count and block.passes < target:
+                self._compute([block], run, min(target, run.stop_after(block.passes)) - block.passes, sizes)
+            if not block.count or block.passes >= run.num_samples:
                 block.prepared, block.inputs = None, []
             elif len(run.blocks) > 1:
                 block.prepared = None  # the frontiers of all blocks together may be more than the budget
 
     def _together(self, runs: list[Run], budget: int | None, sizes: Sequence[int]) -> None:
-        """Rows of several runs as one batch, for as many passes as all of them still want; then each goes on alone."""
-        shared = min(run.num_samples for run in runs) - runs[0].passes
+        """Rows of several runs as one batch, for as many passes as all of them still want; then those go on that do."""
+        shared = min(run.stop_after(run.passes) for run in runs) - runs[0].passes
         todo = shared if budget is None else min(shared, budget)
         self._compute([run.blocks[0] for run in runs], runs[0], todo, sizes)
         left = None if budget is None else budget - todo
@@ -268,8 +273,6 @@ class Sampler:
 
     def _compute(self, blocks: list[Block], run: Run, todo: int, sizes: Sequence[int]) -> None:
         """The next `todo` passes of blocks that stand at the same pass; `run` is one of theirs."""
-        if todo == 0:
-            return
         self._prepare(blocks, run.budget, sizes)
         counts = [block.count for block in blocks]
         spare = self._spare(sum(counts), sizes)
@@ -303,9 +306,32 @@ class Sampler:
                 outputs = self._halved(inputs, passes, run, rows, error)
             for block, low, high in zip(blocks, edges, edges[1:], strict=False):
                 whole = len(blocks) == 1 and not spare
-                block.sink.update(outputs if whole else tuple(output[:, low:high] for output in outputs), passes)
+                mine = outputs if whole else tuple(output[:, low:high] for output in outputs)
+                if block.counted is not None:
+                    mine = tuple(output[:, block.counted] for output in mine)
+                block.sink.update(mine, passes)
                 block.passes = passes.stop
+                block.work += len(passes) * block.count
             start = passes.stop
+        for block in blocks:
+            if isinstance(block.sink, LeavingSink):
+                self._let_leave(block, block.sink.leave())
+
+    def _let_leave(self, block: Block, stay: Tensor | None) -> None:
+        """Go on with some rows of a block alone, by their numbers in it; None: all of them."""
+        if stay is None:
+            return
+        block.count = min(block.count, len(stay))
+        if not self.engine.merges or not any(self.batched):  # rows that cannot be cut off are computed, and not counted
+            block.counted = stay if block.counted is None else block.counted[stay]
+            return
+        if block.prepared is not None and self.engine.joins and block.count:
+            block.prepared = self.engine.join([self.engine.part(block.prepared, *edges) for edges in _stretches(stay)])
+        else:
+            block.prepared = None
+        block.inputs = [x[stay] if batched else x for x, batched in zip(block.inputs, self.batched, strict=True)]
+        if block.numbers is not None:
+            block.numbers = block.numbers[stay.to(block.numbers.device)]
 
     def _halved(
         self, inputs: list[Tensor], passes: range, run: Run, rows: Tensor | None, error: BaseException
@@ -338,6 +364,16 @@ class Sampler:
             return _EXACT_PASSES
         each = max(int(self.engine.bytes_per_pass(inputs) * rows), 1)
         return max(1, min(int(run.budget / _HEADROOM) // each, max(_CACHE_SHARE // each, 1)))
+
+
+def _stretches(rows: Tensor) -> list[tuple[int, int]]:
+    """Where stretches of consecutive rows begin and end."""
+    numbers = rows.tolist()
+    starts = [
+        row for row, before in zip(numbers, [None, *numbers], strict=False) if before is None or row != before + 1
+    ]
+    stops = [row + 1 for row, after in zip(numbers, [*numbers[1:], None], strict=True) if row + 1 != after]
+    return list(zip(starts, stops, strict=True))
 
 
 @contextlib.contextmanager

@@ -8,8 +8,9 @@ Shapes are (passes, *shape) for values and *shape for the state. `place` is the 
 belongs to, so that huge outputs can be added piece by piece.
 """
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import torch
@@ -57,6 +58,13 @@ class _Sums(ABC):
         joined = self._joined(mine, before, block, len(values[0])) if before else block
         for kept, value in zip(mine, joined, strict=True):
             kept.copy_(value)
+
+    def select(self, pick: Callable[[Tensor, int], Tensor]) -> Self:
+        """The same of some rows, each number of the state `pick(number, axis of the rows)`."""
+        twin = copy.copy(self)
+        twin.state = [pick(each, 0) for each in self.state]
+        twin.shape = tuple(twin.state[0].shape)
+        return twin
 
     def merge(self, other: Self, mine: int, theirs: int) -> None:
         """Add what `other` keeps about `theirs` passes to this about `mine`; `other` stays as it is."""
@@ -150,6 +158,12 @@ class GroupSums:
     def add(self, values: Tensor, groups: Tensor, place: Place) -> None:
         """Add values (passes, ...) of passes that belong to `groups` (passes,)."""
         self.sums[(slice(None), *place)].index_add_(0, groups, values.to(self.sums.dtype))
+
+    def select(self, pick: Callable[[Tensor, int], Tensor]) -> "GroupSums":
+        """The same of some rows."""
+        twin = copy.copy(self)
+        twin.sums = pick(self.sums, 1)
+        return twin
 
     def merge(self, other: "GroupSums") -> None:
         """Add the sums of `other`, which stays as it is."""

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mcdrop.accumulator import Accumulator
+from mcdrop.accumulator import Accumulator, Pick
 from mcdrop.prediction import Prediction, RawPrediction, RegressionPrediction
 from mcdrop.sums import CentralSums, CrossSums, Place
 
@@ -30,6 +30,13 @@ class RawAccumulator(Accumulator):
 
     def _values(self, samples: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
         return samples[0].to(self._dtype), None
+
+    @property
+    def spread(self) -> Tensor:
+        return self._outputs.variance(self.passes).view(self._layout[0], math.prod(self._layout[1:]))
+
+    def _select(self, twin: Any, pick: Pick) -> None:
+        twin._outputs = self._outputs.select(pick)
 
     def _errors(self, variance: Tensor) -> dict[str, Tensor]:
         """Standard errors of the mean and, in the same order, of the variance over passes."""
@@ -112,6 +119,12 @@ class HeteroscedasticAccumulator(RegressionAccumulator):
         self._noises.merge(other._noises, self.passes, other.passes)
         if self._with_errors:
             self._cross.merge(other._cross, self.passes, other.passes)
+
+    def _select(self, twin: Any, pick: Pick) -> None:
+        super()._select(twin, pick)
+        twin._noises = self._noises.select(pick)
+        if self._with_errors:
+            twin._cross = self._cross.select(pick)
 
     def _values(self, samples: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
         means, log_variances = self._parts(samples)

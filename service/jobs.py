@@ -93,7 +93,7 @@ class Job:
     @property
     def left(self) -> int:
         """Rows x passes that are still to be computed."""
-        return sum(part.rows * (part.num_samples - part.passes) for part in self.parts)
+        return sum(part.left for part in self.parts)
 
     # ---- what comes next
 
@@ -104,27 +104,31 @@ class Job:
 
     @property
     def todo(self) -> int:
-        """Passes until the next level."""
-        return max(1, self.levels[self._level] - self.run.passes)
+        """Passes until the next level, or until rows may leave."""
+        passes = self.run.passes
+        return max(1, min(self.levels[self._level], self.run.stop_after(passes)) - passes)
 
     @property
     def key(self) -> Hashable:
         """Jobs with equal keys may be computed together."""
         if self.alone or self.exact or len(self.parts) > 1 or self.run.rows == 0:
             return id(self)
-        return id(self.mc), self.shape, self.estimate is not None, self.run.passes
+        todo = self.todo if self.run.looks else None  # rows leave at the end of a slice, which is predicted for all
+        return id(self.mc), self.shape, self.estimate is not None, self.run.passes, todo
 
     def step(self) -> bool:
         """Move on after passes were computed. Whether an estimate of all rows is new."""
-        if self.run.passes < self.levels[self._level]:
+        if not self.run.done and self.run.passes < self.levels[self._level]:
             return False
         if len(self.parts) > 1 and len(self.levels) > 1:
             self.run.pause()  # the frontiers of all parts may be more than fits
-        if self._part + 1 < len(self.parts):
-            self._part += 1
+        waiting = [number for number, part in enumerate(self.parts) if not part.done]
+        if later := [number for number in waiting if number > self._part]:
+            self._part = later[0]
             return False
-        self._part = 0
-        while self._level < len(self.levels) and self.run.passes >= self.levels[self._level]:
+        self._part = waiting[0] if waiting else 0
+        passes = self.run.passes if waiting else self.num_samples
+        while self._level < len(self.levels) and passes >= self.levels[self._level]:
             self._level += 1
         if len(self.parts) > 1 and self.allow_partial:
             self._kept = concatenate([part.prediction() for part in self.parts])

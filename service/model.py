@@ -120,6 +120,9 @@ class ServedModel:
             standard_errors="standard_errors" in request.outputs,
             quantiles=request.quantile_levels,
             samples="samples" in request.outputs,
+            tolerance=request.tolerance,
+            certified=request.certified,
+            until=request.until,
             exact=request.determinism == "exact",
         )
         _limit(run.rows, settings.max_rows, "rows", "max_rows")
@@ -190,7 +193,7 @@ class ServedModel:
         return Outcome(
             model=self.name,
             version=self.version,
-            num_samples=prediction.num_samples,
+            num_samples=result.num_samples,
             seed=prediction.seed,
             fields=arrays(result, names),
             quantile_levels=prediction.quantile_levels,

@@ -257,18 +257,17 @@ class Scheduler:
             seconds = min(seconds, max(lead.deadline - now, 1e-3))
         fitting = seconds / max(batch.each, 1e-9)
         passes = batch.todo if batch.todo <= fitting else power_of_two(fitting)
-        before = {job: job.run.passes for job in jobs}
+        before = {job: (job.run.passes, job.run.work) for job in jobs}
         lead.mc.advance([job.run for job in jobs], passes, () if lead.exact else lead.pace.batch_sizes)
         if lead.mc.device.type == "cuda":
             torch.cuda.synchronize(lead.mc.device)  # launched is not computed
         took = time.monotonic() - now
-        computed = {job: job.run.passes - before[job] for job in jobs}
-        most = max(computed.values())
+        most = max(job.run.passes - before[job][0] for job in jobs)
         lead.pace.learn(batch.prefix + batch.each * most, took, shape=lead.shape)
         for job in jobs:
             job.computed += took
         if self._watch is not None:
-            samples = sum(job.run.rows * n for job, n in computed.items())
+            samples = sum(job.run.work - before[job][1] for job in jobs)
             reason = "full" if batch.is_full else "idle"
             self._watch.computed(jobs, passes=most, samples=samples, seconds=took, reason=reason)
 

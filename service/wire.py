@@ -23,6 +23,10 @@ ON_REQUEST = {  # outputs that cost memory or passes, so that a run has to know 
     "quantiles": "Quantiles over passes, level by level as `quantile_levels` says: (levels, batch, ...).",
     "samples": "The model's own outputs: (samples, batch, ...); of a pair (mean, log variance) one after the other.",
 }
+BY_ROW = {  # in every answer whose rows stop by a rule
+    "passes": "Passes of each row.",
+    "converged": "Whether the row met the rule; where not, the most passes, or a deadline, came first.",
+}
 QUANTILE_LEVELS = (0.05, 0.5, 0.95)
 
 
@@ -60,6 +64,19 @@ class PredictRequest(BaseModel):
         description="At the deadline, answer from the passes computed so far (at least 2), with `partial` and "
         "`standard_errors`, instead of 504.",
     )
+    tolerance: float | None = Field(
+        None,
+        gt=0,
+        description="Each row stops, after at most `num_samples` passes, when the half-width of each number of `mean` "
+        "is at most this, at 95 %. The answer has `passes` and `converged` of each row; its variance and mutual "
+        "information are too low on average.",
+    )
+    certified: bool = Field(
+        False, description="Keep `tolerance` by a confidence sequence instead of asymptotically; probabilities only."
+    )
+    until: Literal["label"] | None = Field(
+        None, description="`label`: each row stops when its label is settled, at 95 %; instead of `tolerance`."
+    )
     determinism: Literal["standard", "exact"] = Field(
         "standard",
         description="`exact`: the same bits whatever else is served and however rows are batched, at some cost; "
@@ -73,6 +90,11 @@ class PredictRequest(BaseModel):
             return tuple(self.quantiles)
         return QUANTILE_LEVELS if "quantiles" in self.outputs else ()
 
+    @property
+    def stops(self) -> bool:
+        """Whether rows stop by a rule."""
+        return self.tolerance is not None or self.until is not None
+
 
 class PredictAnswer(BaseModel):
     """The prediction: one entry per row in each array. Documentation only: answers are written by `encode`."""
@@ -83,7 +105,7 @@ class PredictAnswer(BaseModel):
 
     model: str
     version: str
-    num_samples: int = Field(description="Passes really used.")
+    num_samples: int = Field(description="Passes really used; where rows stop by a rule, of the row that took most.")
     seed: int = Field(description="Seed really used: sent again, it gives the same answer.")
     mean: list[Any] = Field(description="Mean over passes: probabilities, or the predicted value.")
     variance: list[Any] = Field(description="Variance over passes; for regression the total variance.")
@@ -91,6 +113,8 @@ class PredictAnswer(BaseModel):
         [], description="Entropy of the prediction in nats; null for minus infinity. Not for raw."
     )
     label: list[Any] = Field([], description="Index of the most probable class. Classification only.")
+    passes: list[int] = Field([], description=f"{BY_ROW['passes']} With `tolerance` or `until` only.")
+    converged: list[bool] = Field([], description=f"{BY_ROW['converged']} With `tolerance` or `until` only.")
     class_names: list[str] = Field([], description="Names of the classes, in the order of `mean`, where known.")
 
 
@@ -140,7 +164,8 @@ def check_outputs(request: PredictRequest, task: Task) -> None:
 
 def field_names(request: PredictRequest, task: Task) -> list[str]:
     """The fields of the answer, in its order."""
-    names = [name for name in ALWAYS if name in FIELDS[task.name]] + list(request.outputs)
+    names = [name for name in ALWAYS if name in FIELDS[task.name]]
+    names += [*(BY_ROW if request.stops else ()), *request.outputs]
     return list(dict.fromkeys([*names, "quantiles"] if request.quantile_levels else names))
 
 

@@ -219,3 +219,38 @@ def enumerate_masks(
 def row_axis(one: torch.Size, two: torch.Size) -> int | None:
     """The axis of a draw that has twice the size for two rows; None if it does not depend on the number of rows."""
     return next((axis for axis, (a, b) in enumerate(zip(one, two, strict=True)) if b == 2 * a), None)
+
+
+# ---- when to stop
+
+
+def looks(maximum: int) -> list[int]:
+    """16 passes, then each time a quarter more, rounded up to 16s; and the maximum."""
+    counts = [16]
+    while counts[-1] < maximum:
+        counts.append(counts[-1] + 16 * math.ceil(counts[-1] / 4 / 16))
+    return [n for n in counts if n < maximum] + [maximum]
+
+
+def half_width(values: Sequence[float], *, bounded: bool) -> float:
+    """Of the mean of `values`: 1.96 sqrt((s^2 + r^2 / n) / n), r being 1 where the values are between 0 and 1."""
+    n, mean = len(values), math.fsum(values) / len(values)
+    variance = math.fsum((x - mean) ** 2 for x in values) / (n - 1)
+    spread = 1.0 if bounded else max(values) - min(values)
+    return 1.959963984540054 * math.sqrt((variance + spread**2 / n) / n)
+
+
+def lower_bound(values: Sequence[float], level: float) -> float:
+    """The empirical-Bernstein lower bound of the mean after the last of `values`, written down as in the paper."""
+    weights: list[float] = []
+    penalties: list[float] = []
+    means: list[float] = [0.5]
+    for t, x in enumerate(values, start=1):
+        squares = sum((values[i] - means[i + 1]) ** 2 for i in range(t - 1))
+        variance_before = (0.25 + squares) / t
+        weight = min(math.sqrt(2 * math.log(1 / level) / (variance_before * t * math.log(1 + t))), 0.5)
+        weights.append(weight)
+        penalties.append((x - means[-1]) ** 2 * (-math.log(1 - weight) - weight))
+        means.append((0.5 + sum(values[:t])) / (t + 1))
+    weighted = sum(weight * x for weight, x in zip(weights, values, strict=True))
+    return (weighted - math.log(1 / level) - sum(penalties)) / sum(weights)

@@ -17,7 +17,7 @@ from mcdrop.tasks import Task
 from service.errors import InvalidRequestError
 from service.outcome import Outcome
 from service.v2.parameters import flag, read_parameters
-from service.wire import available_outputs
+from service.wire import BY_ROW, available_outputs
 
 PAIR = ("mean", "log_variance")  # what a heteroscedastic network gives
 _ERRORS = {
@@ -93,7 +93,10 @@ def tensors(outcome: Outcome) -> dict[str, NDArray[Any]]:
 def select(
     found: Mapping[str, NDArray[Any]], wanted: Sequence[Wanted], binary: bool
 ) -> dict[str, tuple[NDArray[Any], bool]]:
-    """The tensors of an answer in its order, each with whether it is written as bytes."""
+    """The tensors of an answer in its order, each with whether it is written as bytes.
+
+    Where rows stop by a rule, what is said of each row comes with any others.
+    """
     if not wanted:
         return {name: (array, binary) for name, array in found.items()}
     chosen: dict[str, tuple[NDArray[Any], bool]] = {}
@@ -103,4 +106,4 @@ def select(
             raise InvalidRequestError(f"this model's {output.field} has no {output.name!r}; ask for {output.field!r}.")
         as_bytes = binary if output.binary is None else output.binary
         chosen |= {name: (found[name], as_bytes) for name in names}
-    return chosen
+    return chosen | {name: (found[name], binary) for name in BY_ROW if name in found}

@@ -22,7 +22,16 @@ from service.v2.parameters import flag, parse_object, read_parameters
 from service.wire import PredictRequest
 
 _LENGTH = re.compile(r"[0-9]{1,18}", re.ASCII)
-_PLAIN = ("num_samples", "seed", "deadline_ms", "allow_partial", "determinism")  # as in the native API
+_PLAIN = (
+    "num_samples",
+    "seed",
+    "deadline_ms",
+    "allow_partial",
+    "determinism",
+    "tolerance",
+    "certified",
+    "until",
+)  # fmt: skip; as in the native API
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,155 @@
+"""When a row has had enough passes: rules, and the numbers of passes after which they are looked at.
+
+A rule is looked at after 16 passes and then each time after a quarter more, rounded up to a multiple of 16 (16, 32, 48,
+64, 80, 112, 144, 192, ...), and at the maximum: fixed numbers, so that an answer does not depend on chunks, neighbours
+or load; and few, since each look is a chance to stop by luck. Each row is judged by itself, and all of its numbers have
+to pass. The rules, at 95 % for each number:
+
+    tolerance                 half-width of `mean` at most the tolerance (Chow & Robbins 1965, asymptotic):
+                              n >= (z / tolerance)^2 (s^2 + r^2 / n), with s^2 the variance over n passes. r is the
+                              range of the number: 1 for probabilities, which forces n >= z / tolerance and catches
+                              rare jumps; else the range seen so far, and n >= 64, of which a jump of 1 pass in 20 is
+                              missed with probability 0.04.
+    tolerance, certified      the reported mean is nowhere further than the tolerance from a bound of a confidence
+                              sequence (mcdrop.sequences), which holds for any n; probabilities only.
+    until="label"             the label is that of infinitely many passes, by a confidence sequence.
+
+An answer that stops early guarantees this and no more: it stops when the spread happens to be small, so its variance
+and mutual information are too low on average.
+"""
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any, Literal
+
+from mcdrop.errors import SettingError
+from mcdrop.tasks import Task
+
+__all__ = ["ERROR_RATE", "STEP", "Rule", "Until", "Z", "looks", "read_rule"]
+
+Until = Literal["label"]
+
+STEP = 16  # passes: looks are at its multiples
+ERROR_RATE = 0.05  # of each number
+Z = NormalDist().inv_cdf(1 - ERROR_RATE / 2)
+_LEAST_OF_VALUES = 64  # passes before numbers without bounds are judged
+_PROBABILITIES = ("classification", "binary", "multilabel")
+_INDEPENDENT = ("shared", "independent")  # mask modes whose passes are independent, as confidence sequences need them
+
+
+def looks(maximum: int) -> tuple[int, ...]:
+    """The numbers of passes after which a rule is looked at, ascending; the last is the maximum."""
+    counts, count = [], STEP
+    while count < maximum:
+        counts.append(count)
+        count += STEP * -(-count // (4 * STEP))
+    return (*counts, maximum)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When a row stops. Exactly one of `tolerance` and `until` is given.
+
+    Attributes:
+        maximum: passes after which every row stops.
+        tolerance: largest half-width of the numbers of `mean`, in the unit of the output.
+        certified: whether by a confidence sequence.
+        until: "label", or None.
+        task: name of the task.
+    """
+
+    maximum: int
+    tolerance: float | None = None
+    certified: bool = False
+    until: Until | None = None
+    task: str = "classification"
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the numbers of `mean` are probabilities."""
+        return self.task in _PROBABILITIES
+
+    @property
+    def is_sequence(self) -> bool:
+        """Whether it goes by a confidence sequence."""
+        return self.certified or self.until is not None
+
+    @property
+    def least(self) -> int:
+        """Passes before which no row can stop, whatever they say."""
+        if self.tolerance is None:  # bounds of the difference, as a number in [0, 1], less than 1/2 apart from it
+            return 2 * STEP if self.task == "classification" else STEP
+        if self.certified:  # at the largest weight, 1/2, without any spread
+            return math.ceil(2 * math.log(2 / ERROR_RATE) / self.tolerance)
+        return math.ceil(Z / self.tolerance) if self.bounded else _LEAST_OF_VALUES
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """Where to look: at the numbers of `looks` that can matter."""
+        first = STEP if self.until == "label" else self.least
+        return tuple(count for count in looks(self.maximum) if count >= first)
+
+
+def read_rule(
+    task: Task, *, tolerance: Any, certified: Any, until: Any, maximum: int, masks: str, kept: bool
+) -> Rule | None:
+    """The rule of a prediction's arguments, None where all passes are wanted; `kept`: samples or quantiles are.
+
+    Raises:
+        SettingError: arguments that make no sense together, or for this task.
+    """
+    if not isinstance(certified, bool):
+        raise SettingError(f"certified is {certified!r}; expected True or False.")
+    if tolerance is None and until is None:
+        if certified:
+            raise SettingError("certified=True says how a tolerance is kept, and there is none: give tolerance too.")
+        return None
+    if tolerance is not None and until is not None:
+        raise SettingError("tolerance and until are two rules to stop by; give one of them.")
+    if kept:
+        raise SettingError(
+            "rows that stop by a rule have different numbers of passes, so samples and quantiles have no common shape. "
+            "Leave them out, or leave out tolerance and until."
+        )
+    rule = (
+        _read_until(task, until, certified, maximum)
+        if tolerance is None
+        else _read_tolerance(task, tolerance, certified, maximum)
+    )
+    if rule.is_sequence and masks not in _INDEPENDENT:
+        raise SettingError(
+            f"masks={masks!r} makes passes depend on one another, and a confidence sequence takes independent ones. "
+            "Use masks='shared', or a tolerance that is not certified."
+        )
+    if maximum < rule.least:
+        what = 'until="label"' if tolerance is None else f"tolerance={tolerance}"
+        raise SettingError(
+            f"{what} takes at least {rule.least} passes, even where they all agree, and num_samples={maximum} is the "
+            "most that a row may have. Raise num_samples; rows that need fewer stop earlier."
+        )
+    return rule
+
+
+def _read_until(task: Task, until: Any, certified: bool, maximum: int) -> Rule:
+    if until != "label":
+        raise SettingError(f'until is {until!r}; expected "label", or tolerance= for the mean.')
+    if task.name not in _PROBABILITIES:
+        raise SettingError(f'until="label" is for {", ".join(_PROBABILITIES)}; a {task.name} prediction has no label.')
+    if certified:
+        raise SettingError(
+            'until="label" goes by a confidence sequence anyway; certified is for tolerance. Leave it out.'
+        )
+    return Rule(maximum, until="label", task=task.name)
+
+
+def _read_tolerance(task: Task, tolerance: Any, certified: bool, maximum: int) -> Rule:
+    is_number = isinstance(tolerance, int | float) and not isinstance(tolerance, bool)
+    if not is_number or not 0 < tolerance < math.inf:
+        raise SettingError(f"tolerance is {tolerance!r}; expected a half-width above 0, in the unit of the output.")
+    if certified and task.name not in _PROBABILITIES:
+        raise SettingError(
+            f"certified=True takes numbers whose bounds are known, as probabilities are; a {task.name} prediction has "
+            "none. Leave it out: tolerance alone holds asymptotically."
+        )
+    return Rule(maximum, tolerance=float(tolerance), certified=certified, task=task.name)
