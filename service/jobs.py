@@ -64,6 +64,7 @@ class Job:
     _part: int = 0
     _kept: Prediction | None = None  # the last estimate of all parts
     _told: int = 0  # passes of the last estimate that was told
+    _full_cost: float = 0.0  # as it was in the beginning
 
     def __post_init__(self) -> None:
         self.restart()
@@ -74,6 +75,7 @@ class Job:
         )
         if self.deadline is not None:  # when it ends, whatever is left then
             self.cost = min(self.cost, max(self.deadline - time.monotonic(), 0.0))
+        self._full_cost = self.cost
 
     def restart(self) -> None:
         """Forget what was computed."""
@@ -94,6 +96,14 @@ class Job:
     def left(self) -> int:
         """Rows x passes that are still to be computed."""
         return sum(part.left for part in self.parts)
+
+    def give_back(self) -> float:
+        """Predicted seconds that rows which have left will not take any more; the cost is less by that from now on."""
+        if not self.run.looks:
+            return 0.0
+        saved = max(0.0, self.cost - self._full_cost * self.left / max(self.rows * self.num_samples, 1))
+        self.cost -= saved
+        return saved
 
     # ---- what comes next
 

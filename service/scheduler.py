@@ -225,6 +225,7 @@ class Scheduler:
                 if job.future.done():
                     gone.append(job)
                 else:
+                    self._cost -= job.give_back()
                     self._backlog.add(job)
             for job in (*settled, *gone):
                 self._let_go(job)
