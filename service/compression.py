@@ -21,6 +21,7 @@ from service.settings import Settings, raise_limit
 CODINGS = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}  # zlib's wbits
 SMALL = 16 * 1024  # bytes of an answer that are not worth the effort
 _BESIDE = ThreadPoolExecutor(1, "mcdrop-decompress")  # one at a time: bombs take a core and some memory, and no more
+_PIECE = 2**12  # bytes that are read at a time: those behind the end of a member are copied
 _LARGE = 2**16  # bytes that are compressed in a thread of their own, beside the event loop
 _LEVEL = 1  # numbers as text shrink nearly as much as with the slower levels
 _QUALITY = re.compile(r"q=([01](?:\.[0-9]{0,3})?)", re.IGNORECASE)
@@ -47,11 +48,11 @@ async def read_body(request: Request, settings: Settings) -> bytes:
 def decompress(body: bytes, coding: str, limit: int) -> bytes:
     """What `body` stands for, at most `limit` bytes; no more than that is ever made."""
     parts: list[bytes] = []
-    left, rest = limit, body
-    while True:  # gzip allows several members one after the other
-        unpack = zlib.decompressobj(CODINGS[coding])
+    left, at, unpack = limit, 0, zlib.decompressobj(CODINGS[coding])
+    while True:
+        piece = body[at : at + _PIECE]
         try:
-            part = unpack.decompress(rest, left + 1)
+            part = unpack.decompress(piece, left + 1)
         except zlib.error as error:
             raise MalformedBodyError(f"The body is not {coding}, as its Content-Encoding says: {error}.") from error
         if len(part) > left:
@@ -59,14 +60,17 @@ def decompress(body: bytes, coding: str, limit: int) -> bytes:
                 f"The body has more than {limit} bytes once decompressed, and this server reads at most {limit}. "
                 f"Send fewer rows at a time, or raise {raise_limit('max_body_bytes')}."
             )
-        if not unpack.eof:
+        if not (piece or unpack.eof):
             raise MalformedBodyError(f"The body ends in the middle of its {coding} data.")
         parts.append(part)
-        left, rest = left - len(part), unpack.unused_data
-        if not rest:
+        left, at = left - len(part), at + len(piece) - len(unpack.unused_data)
+        if not unpack.eof:
+            continue
+        if at == len(body):
             return b"".join(parts)
         if coding == "deflate":
-            raise MalformedBodyError(f"{len(rest)} bytes follow the body's deflate data.")
+            raise MalformedBodyError(f"{len(body) - at} bytes follow the body's deflate data.")
+        unpack = zlib.decompressobj(CODINGS[coding])  # gzip allows several members one after the other
 
 
 async def respond_with(

@@ -2,7 +2,9 @@
 
 import contextlib
 import gzip
+import random
 import threading
+import time
 import tracemalloc
 import zlib
 from collections.abc import Iterator
@@ -71,6 +73,23 @@ def test_gzip_may_have_several_members_and_one_limit():
     assert decompress(body, "gzip", 20) == b"a" * 10 + b"b" * 10
     with pytest.raises(BodyTooLargeError):
         decompress(body, "gzip", 19)
+
+
+def test_many_members_take_no_longer_than_their_bytes():
+    """Copying what is left at the end of each took 20 s for these, and hours for a body as large as is read."""
+    body = 200_000 * gzip.compress(b"") + gzip.compress(b"the end")
+    began = time.thread_time()
+    assert decompress(body, "gzip", 7) == b"the end"
+    assert time.thread_time() - began < 8
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, 50_000])
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+def test_bodies_of_any_size_are_unpacked(size, coding):
+    body = random.Random(size).randbytes(size)
+    assert decompress(packed(body, coding), coding, size) == body
+    with pytest.raises(MalformedBodyError, match="in the middle"):
+        decompress(packed(body, coding)[:-1], coding, size)
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate"])
