@@ -5,6 +5,8 @@ fewest digits that give the same number back. JSON has no NaN and no infinity: `
 for the entropy of a regression whose variance is 0 (minus infinity).
 """
 
+import reprlib
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -28,6 +30,7 @@ BY_ROW = {  # in every answer whose rows stop by a rule
     "converged": "Whether the row met the rule; where not, the most passes, or a deadline, came first.",
 }
 QUANTILE_LEVELS = (0.05, 0.5, 0.95)
+_SAID = 5  # names that an error lists; each of millions takes a thousand bytes until it is told
 
 
 def _whole(value: object) -> object:
@@ -50,10 +53,13 @@ class PredictRequest(BaseModel):
     seed: Whole | None = Field(
         None, ge=-(2**63), lt=2**64, description="Same seed, same masks; left out, the model's default."
     )
-    outputs: list[str] = Field([], description="Further fields of the answer, by name; see GET /v1/models/{name}.")
+    outputs: list[str] = Field(
+        [], fail_fast=True, description="Further fields of the answer, by name; see GET /v1/models/{name}."
+    )
     quantiles: list[float] | None = Field(
         None,
         min_length=1,
+        fail_fast=True,
         description=f"Levels between 0 and 1 for the output `quantiles`, instead of {list(QUANTILE_LEVELS)}.",
     )
     deadline_ms: float | None = Field(
@@ -139,11 +145,13 @@ def decode(body: bytes) -> PredictRequest:
     if not isinstance(content, dict):
         kind = type(content).__name__
         raise InvalidRequestError(f'The body is a JSON {kind}; expected an object such as {{"inputs": [[...]]}}.')
+    known = ", ".join(PredictRequest.model_fields)
+    if strange := [name for name in content if name not in PredictRequest.model_fields]:
+        raise InvalidRequestError(f"There is no field {_some(strange)}. A request has the fields {known}.")
     try:
         return PredictRequest.model_validate(content)
     except ValidationError as error:
         sentences = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}." for item in error.errors()]
-        known = ", ".join(PredictRequest.model_fields)
         raise InvalidRequestError(f"{' '.join(sentences)} A request has the fields {known}.") from error
 
 
@@ -158,8 +166,14 @@ def check_outputs(request: PredictRequest, task: Task) -> None:
     unknown = [name for name in request.outputs if name not in available]
     if unknown:
         raise InvalidRequestError(
-            f"outputs: a {task.name} prediction has no {', '.join(map(repr, unknown))}. It has {', '.join(available)}."
+            f"outputs: a {task.name} prediction has no {_some(unknown)}. It has {', '.join(available)}."
         )
+
+
+def _some(names: Sequence[str]) -> str:
+    """What an error says of names that a client made up, however many and long."""
+    rest = f" and {len(names) - _SAID} more" if len(names) > _SAID else ""
+    return ", ".join(map(reprlib.repr, names[:_SAID])) + rest
 
 
 def field_names(request: PredictRequest, task: Task) -> list[str]:

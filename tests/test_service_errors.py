@@ -21,7 +21,7 @@ from service import errors
 from service.app import create_app
 from service.metrics import Metrics
 from service.middleware import Door
-from service.wire import PredictRequest
+from service.wire import PredictRequest, decode
 from serving import live, model, settings
 
 ROW = [0.1, -0.5, 2.0, 1.5]
@@ -108,6 +108,28 @@ def test_json_that_is_no_object_is_422(http, body):
 )
 def test_what_is_well_formed_but_wrong_is_422(http, request_, code, fragments):
     check(http.post(INSECTS, json=request_), 422, code, *fragments)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"inputs":1,"outputs":[' + b",".join([b"1"] * 10**5) + b"]}",
+        b'{"inputs":1,"quantiles":[' + b",".join([b"null"] * 10**5) + b"]}",
+        b'{"inputs":1,' + b",".join(b'"%x":1' % number for number in range(10**5)) + b"}",
+        b'{"inputs":1,"' + b"x" * 10**6 + b'":1}',
+    ],
+    ids=["outputs", "quantiles", "names", "a long name"],
+)
+def test_what_is_wrong_many_times_is_said_once(body):
+    """A sentence for each of the sixteen million faults of a small compressed body took all memory there was."""
+    with pytest.raises(errors.InvalidRequestError) as told:
+        decode(body)
+    assert len(str(told.value)) < 500
+
+
+def test_of_many_unknown_outputs_some_are_named(http):
+    answer = http.post(INSECTS, json={"inputs": [ROW], "outputs": [f"no-{number}" for number in range(200)]})
+    check(answer, 422, "invalid-request", "no 'no-0', 'no-1', 'no-2', 'no-3', 'no-4' and 195 more. It has mean")
 
 
 JSON_VALUES = st.recursive(
