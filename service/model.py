@@ -145,7 +145,7 @@ class ServedModel:
 
     def _limit_values(self, values: int, num_samples: int, request: wire.PredictRequest) -> None:
         keeps_passes = "samples" in request.outputs or request.quantile_levels
-        copies = len(wire.ALWAYS) + (num_samples if keeps_passes else 0)
+        copies = len(wire.ALWAYS) + (num_samples if keeps_passes else 0) + len(request.quantile_levels)
         _limit(values * copies, self.settings.max_answer_values, "numbers", "max_answer_values")
 
     def job(

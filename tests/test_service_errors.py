@@ -104,6 +104,11 @@ def test_json_that_is_no_object_is_422(http, body):
             "limit-exceeded",
             ["allows 1000", "max_answer_values (MCDROP_MAX_ANSWER_VALUES)"],
         ),
+        (  # three numbers, by four fields, two passes and as many levels
+            {"inputs": [ROW], "num_samples": 2, "quantiles": [0.5] * 400},
+            "limit-exceeded",
+            ["1218 numbers", "allows 1000", "max_answer_values (MCDROP_MAX_ANSWER_VALUES)"],
+        ),
     ],
 )
 def test_what_is_well_formed_but_wrong_is_422(http, request_, code, fragments):
