@@ -1,9 +1,11 @@
 """Running the application: a socket, signals, a clean end.
 
 SIGTERM and SIGINT end the server in order: /health/ready turns 503, after `shutdown_delay` no connection is taken any
-more, requests in progress finish within `shutdown_timeout`, and `serve` returns. A second SIGINT does not wait.
+more, requests in progress finish within `shutdown_timeout` or are told that the server stops, and `serve` returns. A
+second SIGINT does not wait.
 """
 
+import asyncio
 import contextlib
 import errno
 import functools
@@ -28,6 +30,7 @@ from service.settings import Settings
 
 KEEP_ALIVE_SECONDS = 75  # longer than a balancer's, so that it never sends into a connection just closed
 BACKLOG = 2048  # connections that wait to be taken, uvicorn's own number
+LAST_WORDS = 2  # seconds more for the answers to what `shutdown_timeout` ended; then connections are cut off
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -119,17 +122,27 @@ class Server(uvicorn.Server):
                 log_level=settings.log_level,
                 server_header=False,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=settings.shutdown_timeout,
+                timeout_graceful_shutdown=settings.shutdown_timeout + LAST_WORDS,
             )
         )
         self._app = app
         self._shutdown_delay = settings.shutdown_delay
+        self._shutdown_timeout = settings.shutdown_timeout
         self._on_ready = on_ready
         self._exit_at: float | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._app.state.loading.add_done_callback(self._loaded)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """The scheduler answers what takes too long: uvicorn would cancel it, which no error table sees."""
+        stop = functools.partial(self._app.state.registry.scheduler.stop, timeout=0)
+        stopping = asyncio.get_running_loop().call_later(self._shutdown_timeout, stop)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            stopping.cancel()
 
     async def on_tick(self, counter: int) -> bool:
         if self._exit_at is not None and time.monotonic() >= self._exit_at:

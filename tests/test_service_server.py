@@ -1,5 +1,6 @@
 """Running the server: addresses, and an end in order."""
 
+import json
 import os
 import signal
 import socket
@@ -102,7 +103,10 @@ def test_a_request_that_takes_too_long_does_not_hold_the_end_up():
             assert http_probe(url) == 200
             server.send_signal(signal.SIGTERM)
             server.communicate(timeout=60)
+            status, _, rest = connection.makefile("rb").read().partition(b"\r\n")
     assert server.returncode == 0
+    assert status == b"HTTP/1.1 503 Service Unavailable"
+    assert json.loads(rest.partition(b"\r\n\r\n")[2])["code"] == "not-ready"
 
 
 def test_a_taken_port_is_told(tmp_path):

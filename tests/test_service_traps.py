@@ -28,7 +28,7 @@ from scheduling import Model, assert_right, running
 from service import routes as package
 from service.app import create_app
 from service.errors import NotReadyError
-from service.server import Server
+from service.server import LAST_WORDS, Server
 from service.wire import PredictRequest, encode
 from serving import add_version, live, model, models_folder, settings
 from v2_requests import insects, outputs
@@ -296,7 +296,7 @@ def test_uvicorn_is_configured_for_inference():
     assert config.workers == 1
     assert config.timeout_keep_alive > 60 + 5
     assert config.timeout_keep_alive > KEEP_ALIVE
-    assert config.timeout_graceful_shutdown == 7
+    assert config.timeout_graceful_shutdown == 7 + LAST_WORDS
     assert settings().shutdown_timeout == 30
 
 
