@@ -312,9 +312,10 @@ class Scheduler:
             try:
                 best = job.best() if job.allow_partial else None
                 if best is None:
+                    hint = "send fewer rows" if job.allow_partial else "set allow_partial for the best answer so far"
                     raise DeadlineError(
                         f"The deadline came {'before' if job.began is None else 'while'} this prediction was computed. "
-                        "Allow more time, ask for fewer passes, or set allow_partial for the best answer so far."
+                        f"Allow more time, ask for fewer passes, or {hint}."
                     )
                 job.partial = True
                 told.append((job, job.finish(best, job)))

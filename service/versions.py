@@ -65,7 +65,7 @@ class Shelf:
             raise NotReadyError(f"{what} is still being loaded. Try again in a moment.")
         others = ", ".join(other for other, entry in versions.items() if entry.served is not None)
         hint = f" Served is: {others}." if others else " Load it first, or ask for another model."
-        raise UnknownModelError(f"{what} is not served: {asked[-1].reason}.{hint}")
+        raise UnknownModelError(f"{what} is not served: {asked[-1].reason.rstrip('.')}.{hint}")
 
     def versions(self, name: str) -> list[dict[str, str]]:
         """The versions of a model with their states, oldest first."""

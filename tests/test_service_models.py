@@ -92,6 +92,9 @@ def test_models_are_loaded_replaced_and_unloaded(repository):
         fails(http.post("/v1/models/nope/load"), 404, "unknown-model", "There are: another, count")
         fails(http.post("/v1/models/nope/unload"), 404, "unknown-model", "no model 'nope'")
         assert http.get("/health/ready").json()["models"] == ["another"]
+        damage(add_version(repository, "count", 3))
+        fails(http.post("/v1/models/count/load"), 422, "load-failed", "weights.safetensors")
+        fails(http.get("/v1/models/count"), 404, "unknown-model", "or save the model again. Load it first")
 
 
 def test_the_open_inference_protocol_loads_and_unloads_too(repository):

@@ -197,6 +197,21 @@ def test_the_best_so_far_when_the_deadline_comes(rows):
         asyncio.run(talk(scheduler))
 
 
+def test_a_deadline_before_any_pass_says_what_else_would_help():
+    model = Model()
+
+    async def talk(scheduler: Scheduler) -> None:
+        past = time.monotonic() - 1
+        partial, whole = (model.job(1, 10**6, deadline=past, allow_partial=allowed) for allowed in (True, False))
+        errors = await submitted(scheduler, partial, whole)
+        assert [type(error) for error in errors] == [DeadlineError, DeadlineError]
+        assert "ask for fewer passes, or send fewer rows." in str(errors[0])
+        assert "ask for fewer passes, or set allow_partial" in str(errors[1])
+
+    with running() as scheduler:
+        asyncio.run(talk(scheduler))
+
+
 def test_without_partial_answers_a_deadline_is_an_error():
     model = Model()
     model.fault = lambda runs: time.sleep(0.01)
