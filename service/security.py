@@ -57,7 +57,7 @@ class Keys:
         if not self._admin_keys:
             raise ForbiddenError(
                 "This server has no admin key, so nobody may change what it serves. "
-                f"Set {PREFIX}ADMIN_KEYS or admin_keys_file, and start it again."
+                f"Set {PREFIX}ADMIN_KEYS or admin_keys_file, and enable_model_control, and start it again."
             )
         given = _given(headers)
         if self._fits(given, self._admin_keys):

@@ -8,6 +8,7 @@ Each setting is the same word in three places; what stands further left wins:
 Sizes are in bytes, times in seconds.
 """
 
+import difflib
 import os
 import typing
 from pathlib import Path
@@ -27,6 +28,7 @@ from pydantic_settings import (
 from mcdrop.errors import SettingError
 
 PREFIX = "MCDROP_"
+_OF_THE_CLIENT = (f"{PREFIX}API_KEY", f"{PREFIX}BASE_URL")
 
 
 class Settings(BaseSettings):
@@ -184,6 +186,7 @@ def load_settings(*, config: Path | str | None = None, **flags: object) -> Setti
     path = config or os.environ.get(f"{PREFIX}CONFIG")
     if path:
         _check_yaml(Path(path))
+    _check_environment()
     given = {name: value for name, value in {"config": config, **flags}.items() if value is not None}
     try:
         return Settings(**given)  # type: ignore[arg-type]  # pydantic checks the values, that is what it is for
@@ -205,6 +208,16 @@ def _check_yaml(path: Path) -> None:
         raise SettingError(f"The settings file {path} must hold lines such as `max_rows: 100`, not {content!r}.")
 
 
+def _check_environment() -> None:
+    """Variables that are almost the name of a setting; others with our prefix may be somebody else's."""
+    for variable in os.environ:
+        name = variable.removeprefix(PREFIX).lower()
+        if not variable.startswith(PREFIX) or name in Settings.model_fields or variable in _OF_THE_CLIENT:
+            continue
+        if near := difflib.get_close_matches(name, Settings.model_fields, n=1, cutoff=0.85):
+            raise SettingError(f"{variable} is no setting. Write {PREFIX}{near[0].upper()}, or remove it.")
+
+
 def _explain(problem: ErrorDetails) -> str:
     if not problem["loc"]:  # of settings that do not fit together
         return str(problem["ctx"]["error"])
@@ -215,9 +228,12 @@ def _explain(problem: ErrorDetails) -> str:
     message, value = problem["msg"], repr(problem["input"])
     if SecretStr in typing.get_args(field.annotation):
         value = "what it was set to"  # an error is no place for a key
+    is_link = value.startswith("'tcp://")
+    hint = " Kubernetes sets this for a service named mcdrop; switch it off by `enableServiceLinks: false` in the pod."
     return (
         f"The setting {name} cannot be {value}: {message}. {field.description} "
         f"Set it with --{name.replace('_', '-')}, {PREFIX}{name.upper()}, or `{name}:` in the settings file."
+        f"{hint if is_link else ''}"
     )
 
 

@@ -287,6 +287,12 @@ def test_a_client_that_leaves_while_it_sends_is_no_failure_of_the_server(caplog)
     assert caplog.text == ""
 
 
+@pytest.mark.parametrize("path", ["/health/live", "/health/ready"])
+def test_balancers_may_probe_by_head(http, path):
+    answer = http.head(path)
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
 @pytest.mark.parametrize("path", ["/health/live", "/nope"])
 def test_a_valid_request_id_is_kept(http, path):
     assert http.get(path, headers={"x-request-id": "abc-1.2:3"}).headers["x-request-id"] == "abc-1.2:3"

@@ -60,6 +60,21 @@ def test_a_setting_that_does_not_exist_is_an_error(tmp_path):
         load_settings(config=write(tmp_path, "max_row: 3\n"))
 
 
+def test_a_variable_that_is_almost_a_setting_is_an_error(monkeypatch):
+    monkeypatch.setenv("MCDROP_API_KEY", "the client's")
+    monkeypatch.setenv("MCDROP_SERVICE_HOST", "10.0.0.1")
+    load_settings()
+    monkeypatch.setenv("MCDROP_MAX_ROW", "5")
+    with pytest.raises(SettingError, match=r"MCDROP_MAX_ROW is no setting. Write MCDROP_MAX_ROWS"):
+        load_settings()
+
+
+def test_what_kubernetes_sets_for_a_service_is_explained(monkeypatch):
+    monkeypatch.setenv("MCDROP_PORT", "tcp://10.0.0.1:8000")
+    with pytest.raises(SettingError, match="enableServiceLinks: false"):
+        load_settings()
+
+
 @pytest.mark.parametrize("text", ["- 1\n", "a: [1\n", "a:\n\tb: 1\n"])
 def test_a_file_that_is_no_list_of_settings_is_an_error(tmp_path, text):
     with pytest.raises(SettingError, match=r"settings file .*server.yaml"):

@@ -26,6 +26,7 @@ async def index(models: Models) -> dict[str, Any]:
     }
 
 
+@router.head("/health/live", include_in_schema=False)
 @router.get("/health/live", tags=["health"], summary="Whether the process is of use; restart it if not")
 async def live(models: Models) -> dict[str, str]:
     """200 while the inference thread gets on with its work."""
@@ -34,6 +35,7 @@ async def live(models: Models) -> dict[str, str]:
     return {"status": "live"}
 
 
+@router.head("/health/ready", include_in_schema=False)
 @router.get("/health/ready", tags=["health"], summary="Whether to send requests here")
 async def ready(models: Models) -> dict[str, Any]:
     """200 once every model is loaded and warm, and until the server begins to stop; 503 otherwise."""
