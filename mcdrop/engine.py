@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from mcdrop.masks import Masks
 from mcdrop.program import Program
 from mcdrop.split import Part, measure, split
-from mcdrop.thinning import Thinned
+from mcdrop.thinning import STRETCH, Thinned
 
 __all__ = ["Engine", "GraphEngine", "Mode"]
 
@@ -51,6 +51,9 @@ class Engine(Protocol):
 
     def bytes_per_pass(self, inputs: Sequence[Tensor]) -> int:
         """Memory that one pass of one row takes while it is computed."""
+
+    def stretch(self, rows: int) -> int:
+        """How many times as many passes of these rows to ask for as caches hold: it computes fewer at a time itself."""
 
 
 class GraphEngine:
@@ -142,9 +145,11 @@ class GraphEngine:
         if self.apart and rows is not None and len(rows) > 1:
             return self._one_by_one(inputs, passes=passes, seed=seed, rows=rows)
         draws = self.draws(inputs, passes=passes, seed=seed, rows=rows)
-        if rows is None and self.thinned is not None and self.thinned.pays(self.rows_of(inputs)):
+        count = self.rows_of(inputs)
+        if rows is None and self.thinned is not None and self.thinned.pays(count):
+            sizes = self.parts.sizes(inputs)
             with torch.no_grad():
-                return self.thinned.passes(self.parts.sizes(inputs), prepared, draws, passes, seed)
+                return self.thinned.passes(sizes, prepared, draws, passes=passes, seed=seed, rows=count)
         return self.apply(inputs, prepared, draws, self.mode)
 
     def _one_by_one(self, inputs: Sequence[Tensor], *, passes: range, seed: int, rows: Tensor) -> tuple[Tensor, ...]:
@@ -182,6 +187,9 @@ class GraphEngine:
             return self.parts.mapped, [*self.parts.sizes(one), *self.prepare(one), *draws]
 
         return self._measured("suffix", inputs, suffix)
+
+    def stretch(self, rows: int) -> int:
+        return STRETCH[self.thinned.mode] if self.thinned is not None and self.thinned.pays(rows) else 1
 
     def _measured(
         self,

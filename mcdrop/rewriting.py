@@ -15,10 +15,10 @@ from torch import fx
 from mcdrop.draws import scale
 from mcdrop.kept_units import Cut, Gather, Index, Kept, Scales, filled, select
 from mcdrop.needs import Kind, Needs
-from mcdrop.pass_cost import ELEMENT, FLOP, share
+from mcdrop.pass_cost import ELEMENT, FLOP, RAGGED, share
 from mcdrop.sites import Site
 from mcdrop.split import Part
-from mcdrop.unit_operations import ARITHMETIC, GROUPS, QUOTIENTS, SUMS, WEIGHT_AXES, ZERO_KEEPING
+from mcdrop.unit_operations import ARITHMETIC, CHANNEL_WISE, GROUPS, QUOTIENTS, SUMS, WEIGHT_AXES, ZERO_KEEPING
 
 __all__ = ["Rewriter"]
 
@@ -86,6 +86,7 @@ class Rewriter:
                 new = self.graph.call_function(filled, (new, has.axis, self._index(has), self._shapes[node][has.axis]))
             if cut is not None:
                 new = self.graph.call_function(select, (new, cut.axis, self._index(cut)))
+                new.meta["axes"] = len(self._shapes[node])
             self._others[node, cut] = new
         return new if has == cut else self._others[node, cut]
 
@@ -120,16 +121,24 @@ class Rewriter:
             x = self._held(node.args[0], need)
             return self.graph.call_function(target, (x, *by_unit, *node.args[5:]), dict(node.kwargs)), need
         if has is not None and self._flattens(node, has):
+            self._scale_later(node, torch.flatten, 1)
             new = self.graph.call_function(torch.flatten, (self._env[node.args[0]][0], 1))
             return new, has._replace(block=has.block * self._shapes[node.args[0]][2:].numel())
         if need is not None:
             return self._copied(node, need)
         if target in ARITHMETIC:
             return self._copied(node, self._zero_outside(node))
-        keeps_zero = target in ZERO_KEEPING or (
-            target is not aten.batch_norm.default and self._needs.by_channel(node) and has is not None and has.axis == 1
-        )
-        return self._copied(node, has if keeps_zero else None)
+        if target in CHANNEL_WISE and self._needs.by_channel(node) and has is not None and has.axis == 1:
+            self._scale_later(node, target, *node.args[1:])
+            return self._copied(node, has)
+        return self._copied(node, has if target in ZERO_KEEPING else None)
+
+    def _scale_later(self, node: Node, target: Any, *arguments: Any) -> None:
+        """What this makes of values that are not yet multiplied by their draw: it gives k times as much for k times."""
+        if node.args[0] in self._unscaled:
+            unscaled = self.graph.call_function(target, (self._unscaled[node.args[0]], *arguments), dict(node.kwargs))
+            unscaled.meta["cost"] = self._shapes[node].numel() * ELEMENT
+            self._unscaled[node] = unscaled
 
     def _has(self, value: Any) -> Cut | None:
         return self._env[value][1] if isinstance(value, fx.Node) and value in self._env else None
@@ -204,7 +213,8 @@ class Rewriter:
         per_output = self._shapes[node if leaving == 0 else x].numel()  # a transposed one counts what enters
         cost = 2.0 * FLOP * sizes[1:].numel() * per_output
         self.plain_cost += cost
-        result.meta["cost"] = cost * self.share(need, sizes[leaving]) * self.share(has, sizes[entering])
+        cost *= self.share(need, sizes[leaving]) * self.share(has, sizes[entering])
+        result.meta["cost"] = cost * RAGGED if cuts and len(sizes) > 2 else cost
         self.saving |= {cut.draw for cut in cuts}
         return result, need
 

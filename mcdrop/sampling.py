@@ -363,7 +363,8 @@ class Sampler:
         if run.exact:
             return _EXACT_PASSES
         each = max(int(self.engine.bytes_per_pass(inputs) * rows), 1)
-        return max(1, min(int(run.budget / _HEADROOM) // each, max(_CACHE_SHARE // each, 1)))
+        fitting = max(_CACHE_SHARE * self.engine.stretch(rows) // each, 1)
+        return max(1, min(int(run.budget / _HEADROOM) // each, fitting))
 
 
 def _stretches(rows: Tensor) -> list[tuple[int, int]]:

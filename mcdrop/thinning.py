@@ -8,9 +8,9 @@
             the columns of the weight behind it are left out too
 
 So Linear - ReLU - Dropout - Linear is a product over kept units on both sides; convolutions likewise, over the channels
-that a spatial dropout keeps. Masks are those of the plain suffix, so widths differ from pass to pass and passes are
-computed one after the other, each with its own gathered weights, which are kept from call to call under a bound on
-bytes.
+that a spatial dropout keeps. Masks are those of the plain suffix, so widths differ from pass to pass: a few passes are
+filled up to the widest among them and computed together, those with convolutions one after the other, each with its own
+gathered weights, which are kept from call to call under a bound on bytes.
 
 Not here, which keeps plain passes: devices other than the CPU; draws by row; masks that differ along more than one axis
 (dropout on sequences or maps, attention); alpha dropout, whose dropped units are not zero; masks written by hand;
@@ -20,41 +20,62 @@ dropped units does not show: where that is infinite, plain passes give NaN (infi
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from itertools import pairwise
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from mcdrop.grouped import grouped
 from mcdrop.kept_passes import KeptPasses
-from mcdrop.kept_units import Gather, Kept, Selection, select
-from mcdrop.needs import kinds_of
-from mcdrop.pass_cost import CALL, GATHERED_BYTE, PassCost
+from mcdrop.kept_units import Gather, Kept, Selection, Turned, select, turned
+from mcdrop.needs import Kind, kinds_of
+from mcdrop.pass_cost import CALL, GATHERED_BYTE, MAPPED_CALL, TAKE, PassCost
 from mcdrop.rewriting import Rewriter
 from mcdrop.sites import Site
 from mcdrop.skipping import skip_blocks
 from mcdrop.split import Part, Split
 
-__all__ = ["Thinned", "can_be_thinned", "thin"]
+__all__ = ["STRETCH", "Thinned", "can_be_thinned", "thin"]
+
+ThinnedMode = Literal["grouped", "mapped", "loop"]
+Node = Any  # fx.Node, whose arguments are typed too widely to be of use
+
+_TOGETHER = {"grouped": 8, "mapped": 16, "loop": 1}  # passes: calls of vmap are dear, but all are as wide as the widest
+STRETCH = {"grouped": 16, "mapped": 4, "loop": 1}  # passes to ask for, as a factor on those that caches hold
+_ROWS = 1024  # of all passes that are computed together, beyond which calls cost nothing beside products
 
 
 class Thinned:
-    """The suffix over kept units, one pass at a time. Read-only but for what it keeps, so that threads may share it.
+    """The suffix over kept units, for a few passes at a time. Read-only but for what it keeps, so threads may share it.
 
     Attributes:
         cost: what passes are expected to cost.
+        mode: how passes are computed together: "grouped" for chains of linear maps, "mapped" by vmap, or "loop": one
+            after the other.
+        together: how many at most.
         kept: what passes took of the weights.
     """
 
-    def __init__(self, part: Part, weights: Sequence[Tensor], takes: Sequence[Kept], cost: PassCost, room: int) -> None:
-        self._part, self._weights, self._takes, self.cost = part, weights, tuple(takes), cost
-        self.kept = KeptPasses(room)
-        self._by_unit = [  # numbers of the arguments of which units are taken, for which units have to stand together
-            number
-            for number, node in enumerate(part.module.graph.nodes)
-            if node.op == "placeholder" and any(u.target is select and u.args[:2] == (node, 1) for u in node.users)
-        ]
+    def __init__(
+        self,
+        part: Part,
+        weights: Sequence[Tensor],
+        turned: Turned,
+        takes: Sequence[Kept],
+        columns: Sequence[int],
+        *,
+        cost: PassCost,
+        mode: ThinnedMode,
+        together: int,
+        bound: int,
+    ) -> None:
+        self._part, self._weights, self._turned, self._takes = part, weights, turned, tuple(takes)
+        self._columns = columns  # numbers of the arguments of which columns are taken
+        self.cost, self.mode, self.together = cost, mode, together
+        self.kept = KeptPasses(bound)
 
     @property
     def draws(self) -> tuple[int, ...]:
@@ -67,21 +88,42 @@ class Thinned:
         return least is not None and rows >= least
 
     def passes(
-        self, sizes: Sequence[int], frontier: Sequence[Tensor], draws: Sequence[Tensor], passes: range, seed: int
+        self,
+        sizes: Sequence[int],
+        frontier: Sequence[Tensor],
+        draws: Sequence[Tensor],
+        *,
+        passes: range,
+        seed: int,
+        rows: int,
     ) -> tuple[Tensor, ...]:
         """Outputs (passes, rows, ...) under the draws (passes, ...) of these passes of this seed."""
         same: list[Any] = [*sizes, *frontier]
-        for number in self._by_unit:
-            if same[number].ndim == 2:
-                same[number] = same[number].t().contiguous().t()
+        for number in self._columns:  # each of which is to stand together
+            same[number] = same[number].t().contiguous().t()
+        groups = -(-len(passes) // max(1, min(self.together, _ROWS // rows)))
+        edges = [len(passes) * group // groups for group in range(groups + 1)]
         each = []
-        for number, *drawn in zip(passes, *draws, strict=True):
-            kept = self.kept.get(seed, number, partial(self._taken, drawn)) if self._takes else ()
-            each.append(self._part(*same, *drawn, *kept))
-        return tuple(torch.stack(outputs) for outputs in zip(*each, strict=True))
+        for start, stop in pairwise(edges):
+            drawn = [draw[start:stop] for draw in draws]
+            taken: tuple[Tensor, ...] = ()
+            if self._takes:
+                taken = self.kept.get((seed, rows), passes[start:stop], partial(self._taken, drawn))
+            each.append(self._computed(same, drawn, taken))
+        return tuple(torch.cat(outputs) for outputs in zip(*each, strict=True))
+
+    def _computed(self, same: Sequence[Any], drawn: Sequence[Tensor], taken: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        if self.mode == "grouped":
+            outputs: tuple[Tensor, ...] = self._part(*same, *drawn, *taken)
+            return outputs
+        if self.mode == "mapped":
+            in_dims = (None,) * len(same) + (0,) * (len(drawn) + len(taken))
+            mapped: tuple[Tensor, ...] = torch.func.vmap(self._part, in_dims=in_dims)(*same, *drawn, *taken)
+            return mapped
+        return tuple(output.unsqueeze(0) for output in self._part(*same, *(x[0] for x in (*drawn, *taken))))
 
     def _taken(self, drawn: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        selection = Selection(drawn, self._weights)
+        selection = Selection(drawn, self._weights, self._turned)
         return tuple(take.of(selection) for take in self._takes)
 
 
@@ -106,9 +148,10 @@ def thin(split: Split, arguments: Sequence[Any], rows: int, *, bound: int) -> Th
     while (rewriter := Rewriter(part, kinds, sites, candidates)).saving != candidates:
         candidates = rewriter.saving  # those that save no part of a product go the plain way
     open_shares = {node: 1.0 - (sites[number].p or 0.0) for node, number in rewriter.new_draws() if number in gates}
-    if not skip_blocks(rewriter.finish(), open_shares) and not candidates:
-        return None
-    return _finished(rewriter, part.weights, rows, bound)
+    skipped = skip_blocks(rewriter.finish(), open_shares)
+    return (
+        _finished(rewriter, part.weights, sites, kinds, rows, bound, skipped=skipped) if skipped or candidates else None
+    )
 
 
 def _may_be_cut(site: Site, sizes: Sequence[Any]) -> bool:
@@ -123,22 +166,56 @@ def _is_gate(site: Site, sizes: Sequence[Any]) -> bool:
     return site.law == "bernoulli" and bool(site.p) and all(size == 1 for size in own)
 
 
-def _finished(rewriter: Rewriter, weights: Sequence[Tensor], rows: int, bound: int) -> Thinned | None:
-    """The new graph with what it takes and costs; None where one pass takes more than `bound` bytes."""
+def _finished(
+    rewriter: Rewriter,
+    weights: Sequence[Tensor],
+    sites: Sequence[Site],
+    kinds: Mapping[Node, Kind],
+    rows: int,
+    bound: int,
+    *,
+    skipped: int,
+) -> Thinned | None:
+    """The new graph with what it takes and costs; None where that of one pass is more than `bound` bytes.
+
+    Passes that have a convolution by weights of their own, or that skip blocks, are computed one after the other.
+    """
     graph = rewriter.graph
-
-    def nbytes(take: Gather) -> float:
-        weight = weights[take.weight]
-        return weight.nbytes * math.prod(rewriter.share(cut, weight.shape[cut.axis]) for cut in take.cuts)
-
-    gathered = sum(nbytes(take) for take in rewriter.kept if isinstance(take, Gather))
+    takes = [take for take in rewriter.kept if isinstance(take, Gather)]
+    gathered = sum(
+        weights[take.weight].nbytes
+        * math.prod(rewriter.share(c, weights[take.weight].shape[c.axis]) for c in take.cuts)
+        for take in takes
+    )
+    matrices = {(take.weight, take.scaled): weights[take.weight] for take in takes if take.takes_columns(weights)}
+    room = bound - sum(matrix.nbytes for matrix in matrices.values())
+    if gathered > room:
+        return None
+    alone = bool(skipped) or any(weights[take.weight].ndim > 2 for take in takes)
+    chain = None if alone else grouped(graph, kinds)
+    mode: ThinnedMode = "loop" if alone else "mapped" if chain is None else "grouped"
+    together = max(1, min(_TOGETHER[mode], int(room / 2 / max(gathered, 1))))
     calls = sum(node.meta.get("calls", 1) for node in graph.nodes if node.op == "call_function")
+    calls_cost = calls * (MAPPED_CALL if mode == "mapped" else CALL) + len(rewriter.kept) * TAKE
     cost = PassCost(
         plain_row=rewriter.plain_cost / rows,
         thinned_row=sum(node.meta.get("cost", 0.0) for node in graph.nodes) / rows,
-        thinned_pass=gathered * GATHERED_BYTE + calls * CALL,
+        thinned_pass=gathered * GATHERED_BYTE + calls_cost / together,
     )
-    if gathered > bound:
-        return None
-    named = {f"weight_{number}": weight for number, weight in enumerate(weights)}
-    return Thinned(Part(graph, named), weights, list(rewriter.kept), cost, bound - int(gathered))
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    return Thinned(
+        Part(chain or graph, {f"weight_{number}": weight for number, weight in enumerate(weights)}),
+        weights,
+        turned(weights, takes, [site.scale for site in sites]),
+        list(rewriter.kept),
+        [number for number, node in enumerate(placeholders) if any(_takes_columns(user, node) for user in node.users)],
+        cost=cost,
+        mode=mode,
+        together=together,
+        bound=room - int(together * gathered),
+    )
+
+
+def _takes_columns(user: Node, node: Node) -> bool:
+    """Whether columns are taken of a matrix."""
+    return user.target is select and user.args[:2] == (node, 1) and user.meta["axes"] == 2

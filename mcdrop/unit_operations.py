@@ -32,7 +32,7 @@ UNIT_WISE = frozenset({
     aten.sigmoid.default, aten.softplus.default, aten.hardtanh.default, aten.hardsigmoid.default, aten.exp.default,
     aten.clamp.default, aten.log_sigmoid.default, aten.cos.default, aten.threshold.default,
 })  # fmt: skip
-# operations that act channel by channel, over the space behind them, and give 0 for 0
+# operations that act channel by channel, over the space behind them, and give k times as much for k >= 0 times
 CHANNEL_WISE = frozenset({
     torch.max_pool2d, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.upsample_nearest2d.vec,
     aten.upsample_bilinear2d.vec,

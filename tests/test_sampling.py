@@ -47,6 +47,9 @@ class Counting:
     def bytes_per_pass(self, inputs: Sequence[Tensor]) -> int:
         return 100
 
+    def stretch(self, rows: int) -> int:
+        return 1
+
 
 def sampler(engine: Any, max_memory: int | None = 10**6) -> Sampler:
     return Sampler(engine, [True], max_memory)
