@@ -14,10 +14,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from mcdrop.block_sums import BlockSums, error_of_mean, several
 from mcdrop.errors import SettingError
 from mcdrop.prediction import Prediction
 from mcdrop.statistics import mixture_quantiles, sample_quantiles
-from mcdrop.sums import GROUPS, Place
+from mcdrop.sums import GROUPS, CentralSums, Place
 from mcdrop.tasks import Task
 
 __all__ = ["Accumulator", "Pick", "check_passes"]
@@ -33,18 +34,26 @@ class Accumulator(ABC):
     """Sums over passes of what a task needs; made by `accumulator`."""
 
     def __init__(
-        self, task: Task, num_samples: int, standard_errors: bool, quantiles: tuple[float, ...], samples: bool
+        self,
+        task: Task,
+        num_samples: int,
+        standard_errors: bool,
+        quantiles: tuple[float, ...],
+        samples: bool,
+        block: int = 1,
     ) -> None:
         self.task = task
         self.num_samples = num_samples
         self.passes = 0  # done
         self._with_errors, self._levels, self._with_samples = standard_errors, quantiles, samples
+        self._block = block  # passes that depend on one another
         self._layout: tuple[int, ...] = ()  # the output's own shape, batch first
         self._dtype = torch.float32  # of the answer
         self._started = False
         self._samples: tuple[Tensor, ...] = ()
         self._done: list[range] = []
         self._group_counts = [0] * GROUPS
+        self._blocks: BlockSums | None = None  # of what is averaged, where passes depend on one another
 
     # ---- what each task does
 
@@ -67,6 +76,10 @@ class Accumulator(ABC):
     def _parts(self, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The outputs as tensors of one meaning each."""
         return outputs
+
+    def _check(self, outputs: tuple[Tensor, ...]) -> None:
+        """Raise SettingError where outputs (passes, batch, ...) cannot be what the task says."""
+        self.task.check_outputs([output[0] for output in outputs])
 
     def _flatten(self, output: Tensor) -> Tensor:
         """(passes, batch, ...) to (passes, elements), or for classes (passes, outer, classes[, inner])."""
@@ -98,7 +111,7 @@ class Accumulator(ABC):
         if not len(passes):
             return
         if not self._started:
-            self.task.check_outputs([output[0] for output in outputs])
+            self._check(outputs)
             self._layout = tuple(self._parts(outputs)[0].shape[1:])
             self._dtype = torch.float64 if outputs[0].dtype is torch.float64 else torch.float32
             self._start(outputs)
@@ -109,8 +122,8 @@ class Accumulator(ABC):
             kept[passes.start : passes.stop : passes.step] = output
         flat = tuple(self._flatten(part) for part in self._parts(outputs))
         groups = None
-        if self._with_errors:
-            indexes = [index % GROUPS for index in passes]
+        if self._with_errors or self._block > 1:
+            indexes = [index // self._block % GROUPS for index in passes]
             groups = torch.tensor(indexes, device=flat[0].device)
             for group in indexes:
                 self._group_counts[group] += 1
@@ -137,6 +150,8 @@ class Accumulator(ABC):
         if twice:
             raise SettingError(f"pass {min(twice)} is in both accumulators; merge different passes.")
         self._merge(other)
+        if self._blocks is not None and other._blocks is not None:
+            self._blocks.merge(other._blocks, other._group_counts)
         for passes in other._done:
             for kept, theirs in zip(self._samples, other._samples, strict=False):
                 kept[passes.start : passes.stop : passes.step] = theirs[passes.start : passes.stop : passes.step]
@@ -161,6 +176,7 @@ class Accumulator(ABC):
             return picked.flatten(axis, axis + 1)
 
         self._select(twin, pick)
+        twin._blocks = None if self._blocks is None else self._blocks.select(pick)
         return twin
 
     def prediction(self, *, seed: int) -> Prediction:
@@ -192,7 +208,7 @@ class Accumulator(ABC):
         return {index for passes in self._done for index in passes}
 
     def _settings(self) -> tuple[object, ...]:
-        return self.task, self.num_samples, self._with_errors, self._levels, self._with_samples
+        return self.task, self.num_samples, self._with_errors, self._levels, self._with_samples, self._block
 
     def _quantiles(self, samples: tuple[Tensor, ...]) -> Tensor:
         answers = []
@@ -208,18 +224,34 @@ class Accumulator(ABC):
                 answers.append(mixture_quantiles(part, noise[block] if block else noise, self._levels))
         return torch.cat(answers, dim=1).reshape(len(self._levels), *values.shape[1:])
 
+    def _with_error(self, sums: CentralSums) -> tuple[Tensor, Tensor | None]:
+        """The variance over passes and, where they came in several blocks, the squared error of their mean."""
+        if self._blocks is None or not several(self._group_counts):
+            return sums.variance(self.passes), None
+        error = self._error(self._blocks.deviations(self._group_counts))
+        return sums.state[1] / self.passes + error, error
+
+    def _error(self, deviations: Tensor) -> Tensor:
+        """The squared error of a mean from the deviations of the groups; NaN where all passes are of one block."""
+        return error_of_mean(deviations, self._group_counts)
+
     def _shaped(self, values: Tensor) -> Tensor:
         """A number of each element of the output, in its layout and dtype."""
         values = values.to(self._dtype, copy=True)
         return values if values.shape == self._layout else values.view(self._layout)
 
 
-def check_passes(passes: int) -> None:
-    """Raise SettingError where so few passes have no spread."""
+def check_passes(passes: int, block: int = 1) -> None:
+    """Raise SettingError where so few passes, `block` of them one unit, have no spread."""
     if isinstance(passes, bool) or not isinstance(passes, int) or passes < 2:
         raise SettingError(
             f"num_samples={passes!r}: a prediction's variance takes at least 2 passes. Ask for more; "
             "for the network's own outputs, even of one pass, use `sample`."
+        )
+    if passes <= block > 1:
+        raise SettingError(
+            f"num_samples={passes}: standard errors come from the spread of blocks of {block} passes, which balanced "
+            f"masks make dependent. Ask for at least {2 * block}, leave standard_errors out, or use masks='shared'."
         )
 
 

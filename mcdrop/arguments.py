@@ -6,10 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from mcdrop.errors import SettingError
+from mcdrop.modes import LAST_LAYERS, MASK_MODES
 
 __all__ = [
     "cast",
     "check_engine",
+    "check_last_layer",
     "check_masks",
     "check_memory",
     "check_num_samples",
@@ -35,8 +37,21 @@ def check_seed(value: Any) -> None:
 
 
 def check_masks(value: Any) -> None:
-    if value not in ("shared", "independent"):
-        raise SettingError(f"masks is {value!r}; choose 'shared' (one mask for all rows of a pass) or 'independent'.")
+    if value not in MASK_MODES:
+        raise SettingError(
+            f"masks is {value!r}; choose 'shared' (one mask for all rows of a pass), 'independent' (one for each "
+            "row) or 'balanced' (shared, every unit dropped equally often)."
+        )
+
+
+def check_last_layer(value: Any, task: str) -> None:
+    if value not in LAST_LAYERS:
+        raise SettingError(f"last_layer is {value!r}; choose 'sampled' or 'exact'.")
+    if value == "exact" and task != "regression":
+        raise SettingError(
+            f'last_layer="exact" is for task="regression"; this is {task!r}, whose answer is no linear function '
+            'of the last layer\'s output. Use last_layer="sampled".'
+        )
 
 
 def check_memory(value: Any) -> None:

@@ -30,6 +30,7 @@ from mcdrop.dialect import check_graph
 from mcdrop.errors import BundleError, McdropError
 from mcdrop.folders import AGAIN, check_replaceable, fingerprint, read_bytes, replacing, size_of, write_bytes
 from mcdrop.inputs import InputSpec, Signature
+from mcdrop.modes import LAST_LAYERS, MASK_MODES
 from mcdrop.noise import NOISE_VERSION
 from mcdrop.program import Program
 from mcdrop.sites import Site
@@ -206,10 +207,11 @@ _META: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "class_names": (_is_names, "a list of texts"),
     "num_samples": (_is_count, "a whole number of at least 1"),
     "seed": (lambda value: type(value) is int, "a whole number"),
-    "masks": (lambda value: value in ("shared", "independent"), "'shared' or 'independent'"),
+    "masks": (lambda value: value in MASK_MODES, "'shared', 'independent' or 'balanced'"),
     "include": (lambda value: value is None or _is_patterns(value), "null, a pattern or a list of patterns"),
     "exclude": (_is_patterns, "a pattern or a list of patterns"),
     "rates": (_is_rates, "an object of rates by pattern"),
+    "last_layer": (lambda value: value in LAST_LAYERS, "'sampled' or 'exact'"),
     "keyword": (lambda value: isinstance(value, bool), "true or false"),
 }
 

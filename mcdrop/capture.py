@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from mcdrop.choosing import Choice, cannot_leave_out, cannot_set, native_sites
 from mcdrop.eager import EagerEngine, drawing, global_generators, neutral
 from mcdrop.engine import Engine, GraphEngine
-from mcdrop.errors import CaptureError, NoDropoutError, RowsInteractError
+from mcdrop.errors import CaptureError, NoDropoutError, RowsInteractError, SettingError
 from mcdrop.examples import proof_rows
 from mcdrop.flags import Flags, buffers_of, find_flags, put_back, same
 from mcdrop.inputs import InputSpec
@@ -315,6 +315,11 @@ def _eager(
     allow_row_interaction: bool,
     choice: Choice,
 ) -> Captured:
+    if choice.integrates:
+        raise SettingError(
+            'last_layer="exact" takes a network that is captured as a graph, and this one runs eagerly. Capture it '
+            'with engine="graph" to see what is in the way, or use last_layer="sampled".'
+        )
     sites, numbers = _traced_sites(network, rows, specs), None
     if choice:
         choice.check(sites)

@@ -30,6 +30,7 @@ from torch import fx
 
 from mcdrop.draws import alpha_scale, bernoulli, noise, scale
 from mcdrop.errors import NoDropoutError, SettingError
+from mcdrop.last_layer import integrate
 from mcdrop.program import Program
 from mcdrop.sites import Site, kept_value
 
@@ -85,15 +86,20 @@ def choose(
 
 @dataclass(frozen=True)
 class Choice:
-    """Patterns, read and checked. The empty one chooses everything as it is."""
+    """Patterns, read and checked, and how the last site draws. The empty one chooses everything as it is."""
 
     include: tuple[str, ...] | None = None
     exclude: tuple[str, ...] = ()
     rates: Mapping[str, float] = field(default_factory=dict)
+    last_layer: str = "sampled"
 
     @classmethod
     def read(
-        cls, include: Patterns | None, exclude: Patterns | None, rates: Mapping[Pattern, float] | None
+        cls,
+        include: Patterns | None,
+        exclude: Patterns | None,
+        rates: Mapping[Pattern, float] | None,
+        last_layer: str | None = None,
     ) -> "Choice":
         """The choice that arguments state. Raises SettingError where they cannot."""
         if rates is not None and not isinstance(rates, Mapping):
@@ -109,10 +115,16 @@ class Choice:
             include=None if include is None else _patterns("include", include),
             exclude=_patterns("exclude", exclude if exclude is not None else ()),
             rates={pattern: float(p) for pattern, p in stated.items()},
+            last_layer=last_layer or "sampled",
         )
 
     def __bool__(self) -> bool:
-        return self.include is not None or bool(self.exclude) or bool(self.rates)
+        return self.include is not None or bool(self.exclude) or bool(self.rates) or self.integrates
+
+    @property
+    def integrates(self) -> bool:
+        """Whether the last site is integrated in closed form instead of drawn."""
+        return self.last_layer == "exact"
 
     def forget(self, sites: Iterable[Site]) -> "Choice":
         """The same choice without the numbers of sites that have lost them."""
@@ -209,7 +221,8 @@ class Choice:
         graph.eliminate_dead_code()
         used = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
         weights = {name: weight for name, weight in program.weights.items() if name in used}
-        return replace(program, graph=graph, weights=weights, sites=sites)
+        chosen = replace(program, graph=graph, weights=weights, sites=sites)
+        return integrate(chosen) if self.integrates else chosen
 
     def _check_possible(self, site: Site, native: set[int], neutral: bool) -> None:
         reason = self.reason(site)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mcdrop.errors import McdropError
+from mcdrop.modes import LAST_LAYERS, MASK_MODES
 
 __all__ = ["main"]
 
@@ -227,6 +228,12 @@ def _add_export(commands: Any) -> None:
         outputs.add_argument(
             "--noise-variance", type=float, metavar="VALUE", help="regression: variance of the noise in the targets"
         )
+        outputs.add_argument(
+            "--last-layer",
+            choices=LAST_LAYERS,
+            default="sampled",
+            help="regression: draw its last dropout, or integrate it in closed form (default: %(default)s)",
+        )
         _add_choice(parser)
         defaults = parser.add_argument_group("defaults of the model")
         defaults.add_argument(
@@ -235,9 +242,10 @@ def _add_export(commands: Any) -> None:
         defaults.add_argument("--seed", type=int, default=0, metavar="N", help="names the masks (default: %(default)s)")
         defaults.add_argument(
             "--masks",
-            choices=("shared", "independent"),
+            choices=MASK_MODES,
             default="shared",
-            help="one thinned network per pass for all rows, or one per row (default: %(default)s)",
+            help="one thinned network per pass for all rows, one per row, or for all rows with\n"
+            "every unit dropped equally often (default: %(default)s)",
         )
         defaults.add_argument(
             "--dtype", choices=DTYPES, default="float32", help="compute in this type (default: %(default)s)"

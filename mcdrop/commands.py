@@ -73,6 +73,7 @@ def export(arguments: argparse.Namespace) -> None:
         num_samples=arguments.num_samples,
         seed=arguments.seed,
         masks=arguments.masks,
+        last_layer=arguments.last_layer,
         dtype=getattr(torch, arguments.dtype),
         engine="graph",
         include=arguments.include,
@@ -204,6 +205,7 @@ def facts(mc: MCDropout, name: str) -> dict[str, Any]:
         "class_names": mc.task.class_names,
         "inputs": [str(spec) for spec in mc.signature.inputs],
         "defaults": {"num_samples": mc.num_samples, "seed": mc.seed, "masks": mc.masks},
+        "last_layer": mc.last_layer,
         "device": str(mc.device),
         "sites": [
             {key: getattr(site, key) for key in ("path", "kind", "p", "shape", "active", "reason", "source")}

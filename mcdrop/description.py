@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mcdrop.arguments import check_last_layer
 from mcdrop.capture import Captured
 from mcdrop.choosing import Choice
 from mcdrop.engine import GraphEngine
@@ -43,6 +44,7 @@ def describe(captured: Captured, engine: GraphEngine, task: Task, signature: Sig
         "include": None if choice.include is None else list(choice.include),
         "exclude": list(choice.exclude),
         "rates": dict(choice.rates),
+        "last_layer": choice.last_layer,
         "keyword": signature.keyword,
         "mode": engine.mode,
         "merges": engine.merges,
@@ -72,6 +74,7 @@ def restore(
         noise_variance=torch.tensor(noise) if isinstance(noise, list) else noise,
         class_names=None if names is None else tuple(names),
     )
+    check_last_layer(choice.last_layer, task.name)
     mode, merges = meta["mode"], bool(meta["merges"])
     apart = bool(meta.get("apart", False))  # older folders do not say
     if mode not in _MODES:

@@ -285,6 +285,7 @@ class EagerEngine:
         passes: range,
         seed: int,
         rows: Tensor | None,
+        balanced: bool = False,
     ) -> tuple[Tensor, ...]:
         count = next((x.shape[0] for x, batched in zip(inputs, self.batched, strict=True) if batched), 1)
         numbers = [None] * count if rows is None else rows.tolist()
@@ -292,7 +293,7 @@ class EagerEngine:
         with self.lock:
             for number in passes:
                 if self.together:
-                    outputs.append(self._one(inputs, seed, number, None))
+                    outputs.append(self._one(inputs, seed, number, None, balanced))
                     continue
                 alone = [
                     self._one(
@@ -300,15 +301,18 @@ class EagerEngine:
                         seed,
                         number,
                         numbers[i],
+                        balanced,
                     )
                     for i in range(count)
                 ]
                 outputs.append(tuple(torch.cat(parts) for parts in zip(*alone, strict=True)))
         return tuple(torch.stack(parts) for parts in zip(*outputs, strict=True))
 
-    def _one(self, inputs: Sequence[Tensor], seed: int, number: int, row: int | None) -> tuple[Tensor, ...]:
+    def _one(
+        self, inputs: Sequence[Tensor], seed: int, number: int, row: int | None, balanced: bool
+    ) -> tuple[Tensor, ...]:
         key = (seed * 1_000_003 + number) * 1_000_003 + (0 if row is None else row + 1)
-        supply = Seeded(seed, number, row, self._draws_by_row, self._chosen)
+        supply = Seeded(seed, number, row, self._draws_by_row, self._chosen, balanced)
         with global_generators(key % 2**63), drawing(supply):
             try:
                 outputs: tuple[Tensor, ...] = self.network(*(x.clone() for x in inputs))

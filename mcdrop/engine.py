@@ -46,8 +46,12 @@ class Engine(Protocol):
         passes: range,
         seed: int,
         rows: Tensor | None,
+        balanced: bool = False,
     ) -> tuple[Tensor, ...]:
-        """Outputs (passes, rows, ...) of the network. `rows` holds each row's index where rows draw for themselves."""
+        """Outputs (passes, rows, ...) of the network. `rows` holds each row's index where rows draw for themselves.
+
+        With `balanced`, masks are balanced over blocks of passes (`mcdrop.balance`).
+        """
 
     def bytes_per_pass(self, inputs: Sequence[Tensor]) -> int:
         """Memory that one pass of one row takes while it is computed."""
@@ -116,7 +120,9 @@ class GraphEngine:
         batched = [x.shape[0] for x, spec in zip(inputs, self.program.inputs, strict=True) if spec.batched]
         return batched[0] if batched else 1
 
-    def draws(self, inputs: Sequence[Tensor], *, passes: range, seed: int, rows: Tensor | None) -> list[Tensor]:
+    def draws(
+        self, inputs: Sequence[Tensor], *, passes: range, seed: int, rows: Tensor | None, balanced: bool = False
+    ) -> list[Tensor]:
         """The draws of every active site for these inputs."""
         roots = dict(zip(self.parts.roots, self.parts.sizes(inputs), strict=True))
         count = self.rows_of(inputs)
@@ -129,6 +135,7 @@ class GraphEngine:
                 row_count=count,
                 rows=rows,
                 device=self.device,
+                balanced=balanced,
             )
             for site, sizes in self.parts.draws
         ]
@@ -141,15 +148,19 @@ class GraphEngine:
         passes: range,
         seed: int,
         rows: Tensor | None,
+        balanced: bool = False,
     ) -> tuple[Tensor, ...]:
         if self.apart and rows is not None and len(rows) > 1:
             return self._one_by_one(inputs, passes=passes, seed=seed, rows=rows)
-        draws = self.draws(inputs, passes=passes, seed=seed, rows=rows)
+        if not self.parts.draws:  # all passes are the same one
+            outputs = self.parts.mapped(*self.parts.sizes(inputs), *prepared)
+            return tuple(output.expand(len(passes), *output.shape) for output in outputs)
+        draws = self.draws(inputs, passes=passes, seed=seed, rows=rows, balanced=balanced)
         count = self.rows_of(inputs)
         if rows is None and self.thinned is not None and self.thinned.pays(count):
-            sizes = self.parts.sizes(inputs)
+            noise, sizes = (seed, balanced), self.parts.sizes(inputs)
             with torch.no_grad():
-                return self.thinned.passes(sizes, prepared, draws, passes=passes, seed=seed, rows=count)
+                return self.thinned.passes(sizes, prepared, draws, passes=passes, seed=noise, rows=count)
         return self.apply(inputs, prepared, draws, self.mode)
 
     def _one_by_one(self, inputs: Sequence[Tensor], *, passes: range, seed: int, rows: Tensor) -> tuple[Tensor, ...]:

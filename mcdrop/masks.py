@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mcdrop.balance import balanced_mask
+from mcdrop.modes import BLOCK
 from mcdrop.noise import keep_mask, normal, pack_bits, uniform, unpack_bits
 from mcdrop.sites import Site
 
@@ -87,8 +89,9 @@ class Masks:
         row_count: int,
         rows: Tensor | None,
         device: torch.device,
+        balanced: bool = False,
     ) -> Tensor:
-        """The draws of a site, (passes, *sizes), kept units scaled, in float32.
+        """The draws of a site, (passes, *sizes), kept units scaled, in float32; masks `balanced` over blocks of passes.
 
         `sizes` is the draw as the network asks for it, all rows included. With `rows` (the index of each row) every
         row draws for itself; without, one draw stands for all rows, and the axis of the rows has the size of one.
@@ -100,41 +103,47 @@ class Masks:
             return self._make(site, shape, seed, passes, device, axis, rows, units)
         if axis is not None:
             shape = (*shape[:axis], units, *shape[axis + 1 :])
-        return self._ready_to_multiply(site, shape, seed, passes, device)
+        return self._ready_to_multiply(site, shape, seed, passes, device, balanced and site.law == "bernoulli")
 
     def _ready_to_multiply(
-        self, site: Site, shape: tuple[int, ...], seed: int, passes: range, device: torch.device
+        self, site: Site, shape: tuple[int, ...], seed: int, passes: range, device: torch.device, balanced: bool
     ) -> Tensor:
         """Kept from the first pass on, since a mask is unpacked quickly; numbers are kept from any pass on."""
         start = 0 if site.law == "bernoulli" else passes.start
-        key, within = (seed, site.index, shape, start, device), slice(passes.start - start, passes.stop - start)
+        key = (seed, site.index, shape, start, device, balanced)
+        within = slice(passes.start - start, passes.stop - start)
         if passes.start == start:
-            make = partial(self._shared, site, shape, seed, passes, device)
+            make = partial(self._shared, site, shape, seed, passes, device, balanced)
             return self._ready.get(key, make, within.stop)[within]
         found = self._ready.find(key, within.stop)
-        return self._shared(site, shape, seed, passes, device) if found is None else found[within]
+        return self._shared(site, shape, seed, passes, device, balanced) if found is None else found[within]
 
-    def _shared(self, site: Site, shape: tuple[int, ...], seed: int, passes: range, device: torch.device) -> Tensor:
+    def _shared(
+        self, site: Site, shape: tuple[int, ...], seed: int, passes: range, device: torch.device, balanced: bool
+    ) -> Tensor:
         if site.law != "bernoulli":
             return self._make(site, shape, seed, passes, device, None, None, 1)
         parts = []
         units = max(math.prod(shape), 1)
         size = max(1, min(max(_BLOCK, _FEW // units), _UNITS // units))  # passes drawn together, by the shape alone
+        if balanced:
+            size = -(-size // BLOCK) * BLOCK  # a block of balanced masks is made as a whole
         for block in range(passes.start // size, -(-passes.stop // size)):
             start = block * size
             bits = self._bits.get(
-                (seed, site.index, shape, block, device),
-                partial(self._packed, site, shape, seed, range(start, start + size), device),
+                (seed, site.index, shape, block, device, balanced),
+                partial(self._packed, site, shape, seed, range(start, start + size), device, balanced),
             )
             parts.append(bits[max(passes.start - start, 0) : min(passes.stop - start, size)])
         bits = parts[0] if len(parts) == 1 else torch.cat(parts)
         return unpack_bits(bits, shape=shape, scale=site.scale, dtype=torch.float32).contiguous()
 
     @staticmethod
-    def _packed(site: Site, shape: tuple[int, ...], seed: int, passes: range, device: torch.device) -> Tensor:
-        return pack_bits(
-            keep_mask(p=site.p or 0.0, shape=shape, seed=seed, site=site.index, passes=passes, device=device)
-        )
+    def _packed(
+        site: Site, shape: tuple[int, ...], seed: int, passes: range, device: torch.device, balanced: bool
+    ) -> Tensor:
+        make = balanced_mask if balanced else keep_mask
+        return pack_bits(make(p=site.p or 0.0, shape=shape, seed=seed, site=site.index, passes=passes, device=device))
 
     @staticmethod
     def _make(

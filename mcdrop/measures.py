@@ -25,7 +25,7 @@ from mcdrop.recurrent import LAYERS
 from mcdrop.sites import Site
 from mcdrop.tasks import Task
 
-__all__ = ["Cost", "alone", "as_prediction", "cost_of", "spread", "unrandom"]
+__all__ = ["Cost", "alone", "as_prediction", "cost_of", "spread", "unrandom", "variance_of_one"]
 
 _ROWS = 64  # computed at once where nothing is sampled
 _SIZE = 8  # of a dynamic dimension of which nothing is known
@@ -151,7 +151,8 @@ def unrandom(engine: GraphEngine, inputs: Sequence[Tensor]) -> tuple[Tensor, ...
     for start in range(0, rows, size):
         some = [x[start : start + size] if s.batched else x for x, s in zip(inputs, program.inputs, strict=True)]
         parts.append(neutral_outputs(engine, [x.to(engine.device) for x in some]))
-    return tuple(torch.cat(each) for each in zip(*parts, strict=True))
+    outputs = tuple(torch.cat(each) for each in zip(*parts, strict=True))
+    return outputs[:1] if program.integrated else outputs
 
 
 def as_prediction(task: Task, outputs: Sequence[Tensor]) -> Tensor:
@@ -165,3 +166,9 @@ def spread(prediction: Prediction) -> Tensor:
     """The variance over passes, without what a regression adds for the noise of its targets."""
     found: Tensor = getattr(prediction, "epistemic_variance", prediction.variance)
     return found
+
+
+def variance_of_one(prediction: Prediction) -> Tensor:
+    """What the squared standard error of the mean is over one pass: N times that over N passes."""
+    error = prediction.error_of_mean
+    return spread(prediction) if error is None else error * prediction.num_samples

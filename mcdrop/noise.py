@@ -48,15 +48,20 @@ from torch import Tensor
 from mcdrop.errors import SettingError
 
 __all__ = [
+    "EXTRA",
     "NOISE_VERSION",
+    "Device",
+    "Number",
     "bernoulli",
     "hash32",
     "keep_mask",
     "normal",
+    "offsets",
     "pack_bits",
     "threshold",
     "uniform",
     "unpack_bits",
+    "words",
 ]
 
 NOISE_VERSION = 1
@@ -64,7 +69,7 @@ NOISE_VERSION = 1
 _GAMMA = 0x9E3779B97F4A7C15
 _FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _SHIFTS = (30, 27, 31)
-_EXTRA = 2**63  # blocks from here on hold what does not fit into the 32 bits of a pass
+EXTRA = 2**63  # blocks from here on hold what does not fit into the 32 bits of a pass
 _PRECISION = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
 _BLOCK_PER_THREAD = 32768  # torch's grain: each thread gets one, and its buffers stay in the cache
 _BLOCK_ON_DEVICE = 2**22  # enough to hide the launch of a kernel
@@ -90,7 +95,7 @@ def keep_mask(
 ) -> Bool[Tensor, "passes ..."]:
     """Which units of each pass stay, (passes, *shape): False with probability `p`, to within 2**-33."""
     limit = threshold(p)
-    axes = _axes(shape, passes, row_axis, rows, units_per_row, row_major, device)
+    axes = offsets(shape, passes, row_axis, rows, units_per_row, row_major, device)
     kept = _empty(axes, passes, torch.bool)
     if limit == 2**32:
         kept.zero_()
@@ -114,7 +119,7 @@ def hash32(
     device: Device = None,
 ) -> Int64[Tensor, "passes ..."]:
     """The 32 bits behind masks and uniforms, (passes, *shape), in 0 .. 2**32 - 1. Compare with `threshold`."""
-    axes = _axes(shape, passes, row_axis, rows, units_per_row, row_major, device)
+    axes = offsets(shape, passes, row_axis, rows, units_per_row, row_major, device)
     hashes = _empty(axes, passes, torch.int64)
     for part, half in _halves(axes, seed, site, passes):
         torch.add(half.bitwise_right_shift_(32), 2**31, out=hashes[part])
@@ -169,14 +174,14 @@ def uniform(
     A narrower dtype gives the same numbers cut off, and `uniform >= p` the mask of rate p to within 2**-bits.
     """
     bits = _precision(dtype)
-    axes = _axes(shape, passes, row_axis, rows, units_per_row, row_major, device)
+    axes = offsets(shape, passes, row_axis, rows, units_per_row, row_major, device)
     numbers = _empty(axes, passes, dtype)
     first = min(bits, 32)
     for part, half in _halves(axes, seed, site, passes):
         numbers[part] = half.bitwise_right_shift_(64 - first).add_(2 ** (first - 1))
     numbers.mul_(2.0**-first)
     if bits > first:
-        for part, word in _words(axes, seed, site, _EXTRA + passes.start, len(passes)):
+        for part, word in words(axes, seed, site, EXTRA + passes.start, len(passes)):
             numbers[part] += _top(word, bits - first).double().mul_(2.0**-bits)
     return numbers.view(len(passes), *shape)
 
@@ -199,9 +204,9 @@ def normal(
     The uniforms below have the same bits everywhere; `erfinv` may differ in the last digit between devices.
     """
     _precision(dtype)
-    axes = _axes(shape, passes, row_axis, rows, units_per_row, row_major, device)
+    axes = offsets(shape, passes, row_axis, rows, units_per_row, row_major, device)
     numbers = _empty(axes, passes, dtype)
-    for part, word in _words(axes, seed, site, _EXTRA + passes.start, len(passes)):
+    for part, word in words(axes, seed, site, EXTRA + passes.start, len(passes)):
         odd = _top(word, 52).mul_(2).add_(1 - 2**52)  # 2 u - 1 is odd * 2**-52, exact in float64
         numbers[part] = odd.double().mul_(2.0**-52).erfinv_().mul_(math.sqrt(2))
     return numbers.view(len(passes), *shape)
@@ -267,7 +272,7 @@ def _precision(dtype: torch.dtype) -> int:
     return _PRECISION[dtype]
 
 
-def _axes(
+def offsets(
     shape: tuple[int, ...],
     passes: range,
     row_axis: int | None,
@@ -296,9 +301,9 @@ def _axes(
             axes.append(coordinate.mul_(_signed(_out(0, axis) | 1)))
             continue
         numbers = torch.as_tensor(rows if isinstance(rows, Tensor) else list(rows), dtype=torch.int64, device=device)
-        offsets = (numbers + 1) * _signed(_GAMMA)
+        own = (numbers + 1) * _signed(_GAMMA)
         units = torch.arange(units_per_row, device=device).mul_(_signed(_out(0, axis) | 1))
-        axes.append(_sums(offsets, units) if row_major else _sums(units, offsets))
+        axes.append(_sums(own, units) if row_major else _sums(units, own))
     return axes or [torch.zeros(1, dtype=torch.int64, device=device)]
 
 
@@ -314,7 +319,7 @@ def _halves(
     start, count = passes.start, len(passes)
     first = start // 2
     spare: Tensor | None = None
-    for (blocks, units), word in _words(axes, seed, site, first, -(-(start + count) // 2) - first if count else 0):
+    for (blocks, units), word in words(axes, seed, site, first, -(-(start + count) // 2) - first if count else 0):
         even = 2 * (first + blocks.start) - start  # place of the first block's even pass, -1 if it is not asked for
         if spare is None or spare.shape != word.shape:
             spare = torch.empty_like(word)
@@ -326,15 +331,19 @@ def _halves(
                 yield (slice(places.start, places.stop, 2), units), half[skip : skip + len(places)]
 
 
-def _words(
-    axes: list[Int64[Tensor, " _"]], seed: int, site: int, first: int, count: int
+def words(
+    axes: list[Int64[Tensor, " _"]], seed: int, site: int, first: int, count: int, *, together: int = 1
 ) -> Iterator[tuple[tuple[slice, slice], Int64[Tensor, "blocks units"]]]:
-    """word(first), ..., word(first + count - 1) piece by piece; each piece lives until the next one is asked for."""
+    """word(first), ..., word(first + count - 1) piece by piece; each piece lives until the next one is asked for.
+
+    A piece holds a multiple of `together` words, and so has to be `count`.
+    """
     device = axes[0].device
     total = math.prod(len(axis) for axis in axes)
     if count == 0 or total == 0:
         return
     room = _BLOCK_PER_THREAD * torch.get_num_threads() if device.type == "cpu" else _BLOCK_ON_DEVICE
+    room = max(1, room // together)
     keys = torch.arange(count, device=device).mul_(_signed(_GAMMA))
     keys.add_(_signed(_out(_out(seed, 0), site) + (first + 1) * _GAMMA))
     _mix_(keys, torch.empty_like(keys))
@@ -350,18 +359,18 @@ def _words(
     step = max(1, room // len(trailing))
     step = -(-len(cut) // -(-len(cut) // step))  # pieces of about equal size
 
-    buffers = torch.empty((2, min(room, count * total)), dtype=torch.int64, device=device)
+    buffers = torch.empty((2, min(room * together, count * total)), dtype=torch.int64, device=device)
     for number, base in enumerate(walk):
         for at in range(0, len(cut), step):
-            offsets = _sums(cut[at : at + step] + base, trailing)
+            terms = _sums(cut[at : at + step] + base, trailing)
             begin = (number * len(cut) + at) * len(trailing)
-            group = max(1, room // len(offsets))
+            group = together * max(1, room // len(terms))
             for block in range(0, count, group):
                 key = keys[block : block + group]
-                word, spare = buffers[:, : len(key) * len(offsets)].view(2, len(key), -1).unbind()
-                torch.add(key.unsqueeze(1), offsets, out=word)
+                word, spare = buffers[:, : len(key) * len(terms)].view(2, len(key), -1).unbind()
+                torch.add(key.unsqueeze(1), terms, out=word)
                 _mix_(word, spare)
-                yield (slice(block, block + len(key)), slice(begin, begin + len(offsets))), word
+                yield (slice(block, block + len(key)), slice(begin, begin + len(terms))), word
 
 
 def _sums(slow: Int64[Tensor, " _"], fast: Int64[Tensor, " _"]) -> Int64[Tensor, " _"]:

@@ -50,6 +50,7 @@ class Prediction:
     quantile_levels: tuple[float, ...] = ()
     quantiles: Float[Tensor, "levels batch *rest"] | None = None  # where asked for, level by level
     samples: Tensor | tuple[Tensor, ...] | None = None  # where asked for: the model's own outputs (samples, batch, ...)
+    error_of_mean: Float[Tensor, " batch *rest"] | None = None  # squared; variance / num_samples if None
     is_row: bool = False  # one row, without the batch axis
 
     fields: ClassVar[Mapping[str, str]] = FIELDS["raw"]  # the numbers of this kind of prediction, and their meaning
@@ -128,6 +129,11 @@ class Prediction:
         values = {name: changed(value, int(name in ("samples", "quantiles"))) for name, value in self._facts().items()}
         twin.__dict__.update(values, **replaced)
         return twin
+
+    @property
+    def _error(self) -> tuple[Tensor, int]:
+        """The squared standard error of `mean`, as a variance and a number of passes to divide it by."""
+        return (self.variance, self.num_samples) if self.error_of_mean is None else (self.error_of_mean, 1)
 
     def _facts(self) -> dict[str, Any]:
         """What this object holds, nothing put off."""
@@ -239,7 +245,7 @@ class ClassificationPrediction(_ProbabilityPrediction):
     @cached_property
     def mutual_information(self) -> Tensor:
         """The plug-in without its bias of first order, nats; 0 to log(classes)."""
-        bias = entropy_bias(self.mean, self.variance, self.num_samples, self.class_axis)
+        bias = entropy_bias(self.mean, *self._error, self.class_axis)
         return (self.mutual_information_plugin + bias).clamp_(0, math.log(self.mean.shape[self.class_axis]))
 
     @cached_property
@@ -271,7 +277,8 @@ class BinaryPrediction(_ProbabilityPrediction):
     def mutual_information(self) -> Tensor:
         """The plug-in without its bias of first order, nats; 0 to log 2."""
         both = torch.stack((self.mean, 1 - self.mean), dim=-1)
-        bias = entropy_bias(both, self.variance.unsqueeze(-1).expand_as(both), self.num_samples)
+        variance, count = self._error
+        bias = entropy_bias(both, variance.unsqueeze(-1).expand_as(both), count)
         return (self.mutual_information_plugin + bias).clamp_(0, math.log(2))
 
     @cached_property

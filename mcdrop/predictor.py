@@ -20,6 +20,7 @@ from mcdrop.adaptive import AdaptiveSink
 from mcdrop.arguments import (
     cast,
     check_engine,
+    check_last_layer,
     check_masks,
     check_memory,
     check_num_samples,
@@ -35,6 +36,7 @@ from mcdrop.engine import GraphEngine
 from mcdrop.errors import BundleError, SettingError
 from mcdrop.inputs import Signature
 from mcdrop.masks import Masks
+from mcdrop.modes import LastLayer, MaskMode, block_length
 from mcdrop.moments import accumulator, check_passes
 from mcdrop.precision import as_dtype, check_precision, explained, input_dtype
 from mcdrop.prediction import Prediction
@@ -49,8 +51,6 @@ from mcdrop.tasks import OutputKind, Task, TaskName
 
 __all__ = ["MCDropout", "dropout_modules"]
 
-MaskMode = Literal["shared", "independent"]
-
 
 class MCDropout:
     """A snapshot of a trained network that predicts with Monte Carlo dropout (Gal & Ghahramani 2016, arXiv 1506.02142).
@@ -61,7 +61,8 @@ class MCDropout:
         task: "classification", "binary", "multilabel", "regression", "heteroscedastic" or "raw".
         num_samples: stochastic passes of a prediction, unless it says otherwise; at least 1.
         seed: of the noise, unless a prediction says otherwise.
-        masks: "shared", one mask for all rows of a pass, or "independent", one for each row.
+        masks: "shared", one mask for all rows of a pass, "independent", one for each row, or "balanced", shared and
+            every unit dropped equally often in each block of passes (`mcdrop.modes`).
         output: name or number of the output that counts; by default the only one, `logits`, or the first.
         output_kind: "logits", or "probs" where the network ends in a softmax or sigmoid itself. Never guessed.
         class_axis: axis of the classes in the network's output.
@@ -80,6 +81,8 @@ class MCDropout:
         include: which sites draw: module paths (`"encoder.*.dropout"`), kinds (`"attention"`) or numbers; all if None.
         exclude: which of them do not.
         rates: {pattern: p} in [0, 1): rates instead of the network's own; of several the last one counts.
+        last_layer: "sampled", or "exact": the last dropout is integrated in closed form instead of drawn, where a
+            regression ends in dropout and a Linear (`mcdrop.last_layer`). There are no samples and quantiles then.
 
     Raises:
         NoDropoutError: the network has no active dropout, or none is chosen.
@@ -115,6 +118,7 @@ class MCDropout:
         include: Patterns | None = None,
         exclude: Patterns = (),
         rates: Mapping[Pattern, float] | None = None,
+        last_layer: LastLayer = "sampled",
     ) -> None:
         if not isinstance(model, nn.Module):
             raise SettingError(f"model is a {type(model).__name__}; give a torch.nn.Module.")
@@ -130,7 +134,8 @@ class MCDropout:
         check_seed(seed)
         check_masks(masks)
         check_memory(max_memory)
-        choice = Choice.read(include, exclude, rates)
+        check_last_layer(last_layer, task)
+        choice = Choice.read(include, exclude, rates, last_layer)
         model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
         with plain():
             place = device_of(device, model)
@@ -266,6 +271,7 @@ class MCDropout:
         """
         tensors, as_numpy = self.signature.bind(inputs, device=self.device)
         count = self.num_samples if num_samples is None else num_samples
+        self._refuse_samples("sample")
         run = self._run(tensors, num_samples, seed, masks, lambda: Collector(count))
         self.advance(run)
         values = run.samples()
@@ -377,17 +383,26 @@ class MCDropout:
         count = int(count)
         levels = tuple(quantiles)
         tolerance, certified, until = stop
+        mode = self.masks if masks is None else masks
+        check_masks(mode)
+        block = block_length(mode)
 
         def make() -> Any:
             sums = accumulator(
-                self.task, num_samples=count, standard_errors=standard_errors, quantiles=levels, samples=samples
+                self.task,
+                num_samples=count,
+                standard_errors=standard_errors,
+                quantiles=levels,
+                samples=samples,
+                block=block,
+                integrated=self.last_layer == "exact",
             )
             return sums if rule is None else AdaptiveSink(rule, sums)
 
+        for asked in [name for name, given in (("samples", samples), ("quantiles", levels)) if given]:
+            self._refuse_samples(asked)
         check_levels(levels)  # here: errors belong to the caller, not to the thread that computes
-        check_passes(count)
-        mode = self.masks if masks is None else masks
-        check_masks(mode)
+        check_passes(count, block if standard_errors else 1)
         rule = read_rule(
             self.task, tolerance=tolerance, certified=certified, until=until, maximum=count,
             masks=mode, kept=samples or bool(levels),
@@ -395,6 +410,19 @@ class MCDropout:
         kind = (standard_errors, levels, samples, rule)
         looks = () if rule is None else rule.looks
         return self._run(tensors, num_samples, seed, masks, make, kind, exact, looks), as_numpy
+
+    @property
+    def last_layer(self) -> LastLayer:
+        """ "sampled", or "exact" where the last dropout is integrated: passes are not those of the network then."""
+        exact = isinstance(self._engine, GraphEngine) and self._engine.program.integrated
+        return "exact" if exact else "sampled"
+
+    def _refuse_samples(self, what: str) -> None:
+        if self.last_layer == "exact":
+            raise SettingError(
+                f'{what}: with last_layer="exact" the last dropout is integrated and not drawn, so there are no '
+                'outputs of single passes. Use last_layer="sampled" for them.'
+            )
 
     def _run(
         self,
@@ -485,7 +513,7 @@ class MCDropout:
         """Fit the observation noise of a regression on held-out data, and use it from now on.
 
         The noise is what is left of the squared error after the spread over passes and its share in the error of the
-        mean: mean((y - mean)^2) - mean(epistemic variance) / N, at least 0, in squared units of the target.
+        mean: mean((y - mean)^2) - mean(squared standard error of the mean), at least 0, in squared units of the target.
         """
         if self.task.name != "regression":
             raise SettingError(
@@ -503,8 +531,11 @@ class MCDropout:
                 f"{tuple(mean.shape)}: give one target "
                 "for each output, at least one row."
             )
-        spread = torch.as_tensor(prediction.epistemic_variance, device="cpu").double()  # type: ignore[attr-defined]
-        noise = float(((target - mean).square() - spread / prediction.num_samples).mean().clamp_min(0))
+        error = prediction.error_of_mean
+        if error is None:
+            error = prediction.epistemic_variance / prediction.num_samples  # type: ignore[attr-defined]
+        share = torch.as_tensor(error, device="cpu").double()
+        noise = float(((target - mean).square() - share).mean().clamp_min(0))
         self.task = Task(self.task.name, noise_variance=noise)
         return noise
 
@@ -560,7 +591,7 @@ class MCDropout:
         program, meta = read_bundle(folder, device=place)
         program = replace(program.channels_last(), neutral=meta.get("neutral") is True)
         try:
-            choice = stated_choice(meta, include=include, exclude=exclude, rates=rates)
+            choice = stated_choice(meta, include=include, exclude=exclude, rates=rates, last_layer=None)
             choice.apply(program)
         except SettingError as error:
             if (include, exclude, rates) != (None, None, None):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mcdrop.accumulator import Accumulator, Pick
+from mcdrop.block_sums import BlockSums
 from mcdrop.errors import SettingError
 from mcdrop.prediction import BinaryPrediction, ClassificationPrediction, MultilabelPrediction, Prediction
 from mcdrop.statistics import binary_entropy, entropy
@@ -61,9 +62,12 @@ class ProbabilityAccumulator(Accumulator):
 
     def _start(self, outputs: tuple[Tensor, ...]) -> None:
         shape, device = tuple(self._flatten(outputs[0]).shape[1:]), outputs[0].device
-        self._probs = CentralSums(shape, order=4 if self._with_errors else 2, device=device)
+        self._probs = CentralSums(shape, order=4 if self._with_errors and self._block == 1 else 2, device=device)
         self._tolerance = max(1e-4, 4 * torch.finfo(outputs[0].dtype).eps)
         self._uncounted = ()
+        if self._block > 1:
+            first = self._probabilities(self._flatten(outputs[0][:1]).to(self._dtype))[0]
+            self._blocks = BlockSums(first, squares=self._with_errors)
         if self._with_errors:
             self._prob_groups = GroupSums(shape, dtype=self._dtype, device=device)
             self._entropy_groups = GroupSums(self._reduced(shape), dtype=torch.float64, device=device)
@@ -71,11 +75,13 @@ class ProbabilityAccumulator(Accumulator):
     def _add(self, chunk: tuple[Tensor, ...], groups: Tensor | None, place: Place, before: int) -> None:
         probs = self._probabilities(chunk[0].to(self._dtype))
         self._probs.add(probs, place=place, before=before)
-        if groups is None and not place and sum(map(Tensor.numel, self._uncounted), probs.numel()) <= _FEW:
+        if self._blocks is not None and groups is not None:
+            self._blocks.add(probs, groups, place)
+        if not self._with_errors and not place and sum(map(Tensor.numel, self._uncounted), probs.numel()) <= _FEW:
             self._uncounted += (probs,)
             return
         entropies = self._count(probs, place)
-        if groups is not None:
+        if self._with_errors and groups is not None:
             self._prob_groups.add(probs, groups, place)
             self._entropy_groups.add(entropies, groups, self._reduced_place(place))
 
@@ -110,7 +116,7 @@ class ProbabilityAccumulator(Accumulator):
 
     @property
     def spread(self) -> Tensor:
-        return self._probs.variance(self.passes).view(self._layout[0], math.prod(self._layout[1:]))
+        return self._with_error(self._probs)[0].view(self._layout[0], math.prod(self._layout[1:]))
 
     def _select(self, twin: Any, pick: Pick) -> None:
         twin._probs = self._probs.select(pick)
@@ -122,7 +128,7 @@ class ProbabilityAccumulator(Accumulator):
 
     def _fields(self) -> dict[str, Any]:
         """The fields that both kinds have, in the layout of the output."""
-        mean, variance = self._probs.mean, self._probs.variance(self.passes)
+        mean, (variance, error) = self._probs.mean, self._with_error(self._probs)
         total, reduced = self._entropy(mean), self._reduced_layout()
         fields: dict[str, Any] = {
             "mean": self._shaped(mean),
@@ -130,14 +136,27 @@ class ProbabilityAccumulator(Accumulator):
             "entropy": total.to(self._dtype).reshape(reduced),
             "rest": self._counted_by_now(variance, total),
             "class_names": self.task.class_names,
+            "error_of_mean": None if error is None else self._shaped(error),
         }
         if self._with_errors:
             fields["standard_errors"] = {
-                "mean": self._shaped(((variance + 1 / self.passes) / self.passes).sqrt()),
-                "variance": self._shaped(self._probs.variance_of_variance(self.passes).sqrt()),
+                **self._moment_errors(variance),
                 **{name: error.to(self._dtype).view(reduced) for name, error in self._entropy_errors(total)},
             }
         return fields
+
+    def _moment_errors(self, variance: Tensor) -> dict[str, Tensor]:
+        """Of mean and variance; that of the mean is never 0 by luck."""
+        count = self.passes
+        if self._blocks is None:
+            of_one, of_variance = variance, self._probs.variance_of_variance(count)
+        else:
+            of_one = self._error(self._blocks.deviations(self._group_counts)) * count
+            of_variance = self._error(self._blocks.square_deviations(self._group_counts))
+        return {
+            "mean": self._shaped(((of_one + 1 / count) / count).sqrt()),
+            "variance": self._shaped(of_variance.sqrt()),
+        }
 
     def _counted_by_now(self, variance: Tensor, total: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
         """What gives the expected entropy and the votes of the passes so far, whatever is added later."""
@@ -170,8 +189,10 @@ class ProbabilityAccumulator(Accumulator):
 
     def _entropy_errors(self, total: Tensor) -> Iterator[tuple[str, Tensor]]:
         groups = [group for group, count in enumerate(self._group_counts) if count]
-        if len(groups) < 2:
-            raise SettingError("standard errors take passes of at least two groups (pass index modulo 16).")
+        if len(groups) < 2:  # all passes are of one block, whose estimate stands alone
+            for name in ("entropy", "expected_entropy", "mutual_information"):
+                yield name, torch.full_like(total, torch.nan)
+            return
         counts = [self._group_counts[group] for group in groups]
         totals, expecteds = [], []
         for group, count in zip(groups, counts, strict=True):

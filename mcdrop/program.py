@@ -46,6 +46,7 @@ class Program:
         sites: every place where noise enters; the active ones first, in the order in which they draw; each active one
             stands in the graph as one `noise` node with its index.
         dims: the dynamic dimensions besides the batch, each with its bounds (least, greatest or None).
+        integrated: whether the outputs are mean and variance over a draw that is no longer in the graph (`last_layer`).
         neutral: whether every draw at its mean is known to leave the network as it is in evaluation mode.
     """
 
@@ -55,6 +56,7 @@ class Program:
     sites: tuple[Site, ...]
     dims: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
     neutral: bool = False
+    integrated: bool = False
 
     @property
     def active_sites(self) -> tuple[Site, ...]:

@@ -185,10 +185,11 @@ def proved_engine(
 ) -> GraphEngine:
     """An engine that computes passes together in the fastest way that is proved; `merges` says that rows are alone,
     `apart` that their own masks would mix, `gathered` how many bytes thinned passes may keep."""
-    engine = GraphEngine(program, _fastest_proved(GraphEngine(program, "loop"), rows), masks)
+    mode = _fastest_proved(GraphEngine(program, "loop"), rows) if program.active_sites else "loop"
+    engine = GraphEngine(program, mode, masks)
     engine.merges, engine.apart = merges, apart
     engine.joins = merges and _rows_join(engine, rows)
-    engine.thinned = proved_thinned(engine, rows, gathered) if merges else None
+    engine.thinned = proved_thinned(engine, rows, gathered) if merges and program.active_sites else None
     return engine
 
 

@@ -18,7 +18,7 @@ from mcdrop.engine import GraphEngine
 from mcdrop.errors import InputError, McdropError, SettingError
 from mcdrop.findings import Evidence, Finding, judge
 from mcdrop.inputs import Signature, check_finite
-from mcdrop.measures import Cost, alone, as_prediction, cost_of, spread, unrandom
+from mcdrop.measures import Cost, alone, as_prediction, cost_of, spread, unrandom, variance_of_one
 from mcdrop.placement import placements
 from mcdrop.prediction import Prediction
 from mcdrop.program import Program
@@ -232,5 +232,5 @@ def measure(task: Task, deterministic: Tensor | None, whole: Prediction | None, 
         gap=gap(task, *means) if len(means) == 2 else None,
         deterministic=None if deterministic is None else scored[0],
         monte_carlo=None if whole is None else scored[-1],
-        passes=None if whole is None else passes_for(task, spread(whole)),
+        passes=None if whole is None else passes_for(task, variance_of_one(whole)),
     )

@@ -126,6 +126,11 @@ class Run:
         return max(self.rows, 1)
 
     @property
+    def balanced(self) -> bool:
+        """Whether its masks are balanced over blocks of passes."""
+        return self.masks == "balanced"
+
+    @property
     def passes(self) -> int:
         """Passes computed so far of every row that is not done; once all are, of the row that took most."""
         if self.share is not None:

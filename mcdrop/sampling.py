@@ -291,7 +291,9 @@ class Sampler:
         while start < stop:
             passes = range(start, min(start + chunk, stop))
             try:
-                outputs = self.engine.passes(inputs, prepared, passes=passes, seed=run.seed, rows=rows)
+                outputs = self.engine.passes(
+                    inputs, prepared, passes=passes, seed=run.seed, rows=rows, balanced=run.balanced
+                )
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -349,7 +351,11 @@ class Sampler:
             numbers = None if rows is None else rows[part]
             try:
                 prepared = self._frontier(some, run.budget)
-                halves.append(self.engine.passes(some, prepared, passes=passes, seed=run.seed, rows=numbers))
+                halves.append(
+                    self.engine.passes(
+                        some, prepared, passes=passes, seed=run.seed, rows=numbers, balanced=run.balanced
+                    )
+                )
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as again:
                 if not is_out_of_memory(again):
                     raise

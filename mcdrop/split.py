@@ -237,7 +237,7 @@ def _suffix(p: _Program, roots: list[tuple[int, int]], axes: dict[Node, int | No
     for node in p.frontier:
         env[node] = graph.placeholder(f"frontier_{node.name}")
     draws = {node: graph.placeholder(f"draw_{node.args[0]}") for node in p.noises}
-    first = draws[p.noises[0]]
+    first = next(iter(draws.values()), None)
 
     def lookup(node: Node) -> Any:
         """The node in the new graph; constants and sizes are copied when first used."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mcdrop import draws
+from mcdrop.balance import balanced_mask
 from mcdrop.choosing import Choice, Place
 from mcdrop.noise import keep_mask, normal, uniform
 from mcdrop.sites import Law, own_path
@@ -206,10 +207,11 @@ class Seeded(Supply):
         row: int | None,
         by_row: Callable[[int, tuple[int, ...]], bool],
         chosen: Chosen | None = None,
+        balanced: bool = False,
     ) -> None:
         super().__init__()
         self.seed, self.passes, self.row, self.by_row = seed, range(number, number + 1), row, by_row
-        self.chosen = chosen
+        self.chosen, self.balanced = chosen, balanced
 
     def leaves_out(self, kind: str, p: float) -> bool:
         return self.chosen is not None and self.chosen.leaves_out(kind, self.count)
@@ -228,7 +230,8 @@ class Seeded(Supply):
             return uniform(shape=shape, **where)[0]
         if law == "normal":
             return normal(shape=shape, **where)[0]
-        return keep_mask(p=p, shape=shape, **where)[0].float()
+        make = balanced_mask if self.balanced else keep_mask
+        return make(p=p, shape=shape, **where)[0].float()
 
     def bernoulli(self, probs: Tensor) -> Tensor:
         if self.chosen is not None and self.chosen.leaves_out("bernoulli", self.count):

@@ -20,9 +20,8 @@ dropped units does not show: where that is infinite, plain passes give NaN (infi
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -94,21 +93,22 @@ class Thinned:
         draws: Sequence[Tensor],
         *,
         passes: range,
-        seed: int,
+        seed: Hashable,
         rows: int,
     ) -> tuple[Tensor, ...]:
-        """Outputs (passes, rows, ...) under the draws (passes, ...) of these passes of this seed."""
+        """Outputs (passes, rows, ...) under the draws (passes, ...) of these passes; `seed` names their noise."""
         same: list[Any] = [*sizes, *frontier]
         for number in self._columns:  # each of which is to stand together
             same[number] = same[number].t().contiguous().t()
-        groups = -(-len(passes) // max(1, min(self.together, _ROWS // rows)))
-        edges = [len(passes) * group // groups for group in range(groups + 1)]
+        together = max(1, min(self.together, _ROWS // rows))
+        first = passes.start // together * together  # groups of the same passes, whatever the chunk
         each = []
-        for start, stop in pairwise(edges):
+        for group in range(first, passes.stop, together):
+            start, stop = max(group - passes.start, 0), min(group + together, passes.stop) - passes.start
             drawn = [draw[start:stop] for draw in draws]
             taken: tuple[Tensor, ...] = ()
             if self._takes:
-                taken = self.kept.get((seed, rows), passes[start:stop], partial(self._taken, drawn))
+                taken = self.kept.get(seed, passes[start:stop], partial(self._taken, drawn))
             each.append(self._computed(same, drawn, taken))
         return tuple(torch.cat(outputs) for outputs in zip(*each, strict=True))
 

@@ -138,7 +138,7 @@ def _request(model: ServedModel) -> dict[str, Any]:
     }
     fields["num_samples"]["anyOf"][0] |= {"minimum": 2, "maximum": settings.max_num_samples}
     fields["seed"]["anyOf"][0] |= {"minimum": -(2**63), "maximum": 2**64 - 1}
-    fields["outputs"]["items"] = {"enum": list(available_outputs(model.loaded.task))}
+    fields["outputs"]["items"] = {"enum": list(available_outputs(model.loaded))}
     fields["quantiles"]["anyOf"][0]["items"] |= {"exclusiveMinimum": 0, "exclusiveMaximum": 1}
     return schema
 
@@ -177,7 +177,7 @@ def _describe_infer(operation: dict[str, Any], models: list[ServedModel]) -> Non
     if not models:
         return
     inputs = sorted({spec.name for model in models for spec in model.loaded.signature.inputs})
-    outputs = sorted({name for model in models for name in output_names(model.loaded.task)})
+    outputs = sorted({name for model in models for name in output_names(model.loaded)})
     most = max(len(model.loaded.signature.inputs) for model in models)
     parameters = {"type": ["object", "null"], "additionalProperties": {"type": ["string", "number", "boolean"]}}
     tensor = {

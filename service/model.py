@@ -79,14 +79,15 @@ class ServedModel:
     def _make_example(self, mc: MCDropout) -> Steps[None]:
         inputs = {spec.name: wire.example_input(spec) for spec in mc.signature.inputs}
         content = {"inputs": inputs if len(inputs) > 1 else next(iter(inputs.values())), "num_samples": 32, "seed": 0}
+        sampled = mc.last_layer == "sampled"
         try:
             run = mc.start(
                 content["inputs"],
                 num_samples=32,
                 seed=0,
                 standard_errors=True,
-                quantiles=wire.QUANTILE_LEVELS,
-                samples=True,
+                quantiles=wire.QUANTILE_LEVELS if sampled else (),
+                samples=sampled,
             )
             yield from calibrate(mc, self.pace, run.inputs)
             while not run.done:
@@ -97,7 +98,7 @@ class ServedModel:
             log.info("no example for %s: %s: %s", self.name, type(error).__name__, error)
             return
         self.values_per_row = prediction.mean[0].numel()
-        everything = self._outcome(prediction, list(wire.available_outputs(mc.task)), mc, None)
+        everything = self._outcome(prediction, list(wire.available_outputs(mc)), mc, None)
         self.seen = {
             name: np.broadcast_to(array.dtype.type(0), array.shape) for name, array in tensors(everything).items()
         }
@@ -110,7 +111,7 @@ class ServedModel:
     def start(self, request: wire.PredictRequest) -> Run:
         """Check everything that can be checked before computing. Raises what the error table knows."""
         mc, settings = self.loaded, self.settings
-        wire.check_outputs(request, mc.task)
+        wire.check_outputs(request, mc)
         num_samples = mc.num_samples if request.num_samples is None else request.num_samples
         _limit(num_samples, settings.max_num_samples, "passes (num_samples)", "max_num_samples")
         run = mc.start(
@@ -217,8 +218,9 @@ class ServedModel:
             **self.summary(),
             "inputs": [wire.describe_input(spec) for spec in mc.signature.inputs],
             "class_names": mc.task.class_names,
-            "outputs": wire.available_outputs(mc.task),
+            "outputs": wire.available_outputs(mc),
             "defaults": {"num_samples": mc.num_samples, "seed": mc.seed, "masks": mc.masks},
+            "last_layer": mc.last_layer,
             "limits": {name: getattr(settings, name) for name in LIMITS},
             "sites": [
                 {"path": site.path, "kind": site.kind, "p": site.p, "active": site.active, "reason": site.reason}

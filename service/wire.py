@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from mcdrop.fields import FIELDS
 from mcdrop.inputs import InputSpec
+from mcdrop.predictor import MCDropout
 from mcdrop.tasks import Task
 from service.errors import InvalidRequestError, MalformedBodyError
 from service.outcome import Outcome
@@ -29,6 +30,7 @@ BY_ROW = {  # in every answer whose rows stop by a rule
     "passes": "Passes of each row.",
     "converged": "Whether the row met the rule; where not, the most passes, or a deadline, came first.",
 }
+OF_PASSES = ("quantiles", "samples")  # which a model whose last layer is integrated does not have
 QUANTILE_LEVELS = (0.05, 0.5, 0.95)
 _SAID = 5  # names that an error lists; each of millions takes a thousand bytes until it is told
 
@@ -155,18 +157,20 @@ def decode(body: bytes) -> PredictRequest:
         raise InvalidRequestError(f"{' '.join(sentences)} A request has the fields {known}.") from error
 
 
-def available_outputs(task: Task) -> dict[str, str]:
-    """Every field that an answer for this task can hold, with what it means."""
-    return {**FIELDS[task.name], **ON_REQUEST}
+def available_outputs(mc: MCDropout) -> dict[str, str]:
+    """Every field that an answer of this model can hold, with what it means."""
+    fields = {**FIELDS[mc.task.name], **ON_REQUEST}
+    return {name: text for name, text in fields.items() if mc.last_layer == "sampled" or name not in OF_PASSES}
 
 
-def check_outputs(request: PredictRequest, task: Task) -> None:
-    """Raise InvalidRequestError where `outputs` names a field that a prediction of this task does not have."""
-    available = available_outputs(task)
+def check_outputs(request: PredictRequest, mc: MCDropout) -> None:
+    """Raise InvalidRequestError where `outputs` names a field that a prediction of this model does not have."""
+    available = available_outputs(mc)
     unknown = [name for name in request.outputs if name not in available]
     if unknown:
         raise InvalidRequestError(
-            f"outputs: a {task.name} prediction has no {_some(unknown)}. It has {', '.join(available)}."
+            f"outputs: a {mc.task.name} prediction of this model has no {_some(unknown)}. "
+            f"It has {', '.join(available)}."
         )
 
 

@@ -36,7 +36,14 @@ class Engine:
         return [prepared[0][start:stop]]
 
     def passes(
-        self, inputs: Sequence[Tensor], prepared: Sequence[Tensor], *, passes: range, seed: int, rows: Tensor | None
+        self,
+        inputs: Sequence[Tensor],
+        prepared: Sequence[Tensor],
+        *,
+        passes: range,
+        seed: int,
+        rows: Tensor | None,
+        balanced: bool = False,
     ) -> tuple[Tensor, ...]:
         return (prepared[0] + torch.tensor([float(t + seed) for t in passes]).view(-1, 1, 1),)
 

@@ -285,7 +285,7 @@ def test_an_operation_of_a_user_is_named(tmp_path: Path) -> None:
         ({"format": 3}, "'format', a name that the format uses itself"),
         ({"name": 3}, "'name' should be a text"),
         ({"num_samples": 0}, "'num_samples' should be a whole number of at least 1"),
-        ({"masks": "none"}, "'masks' should be 'shared' or 'independent'"),
+        ({"masks": "none"}, "'masks' should be 'shared', 'independent' or 'balanced'"),
         ({"class_names": "ab"}, "'class_names' should be a list of texts"),
         ({"more": math.nan}, "no plain JSON"),
         ({"more": torch.ones(1)}, "no plain JSON"),

@@ -77,7 +77,7 @@ def eager(model: nn.Module, x: Tensor, **keywords: object) -> MCDropout:
     return MCDropout(model, x, task="raw", engine="eager", **keywords)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("masks", ["shared", "independent"])
+@pytest.mark.parametrize("masks", ["shared", "independent", "balanced"])
 def test_equals_the_graph_engine_bit_for_bit(masks: str) -> None:
     model, x = nn.Sequential(nn.Dropout(0.3), nn.Tanh(), nn.Dropout1d(0.5)), torch.randn(3, 2, 8)
     graph = MCDropout(model, x, task="raw")

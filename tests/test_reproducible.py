@@ -38,7 +38,7 @@ CHOSEN = tuple(network for network in NETWORKS if network.name in NAMES)
 FIELDS = ("mean", "variance", "entropy", "expected_entropy", "mutual_information", "variation_ratio")
 
 chosen = pytest.mark.parametrize("network", CHOSEN, ids=lambda network: network.name)
-both_masks = pytest.mark.parametrize("masks", ["shared", "independent"])
+both_masks = pytest.mark.parametrize("masks", ["shared", "independent", "balanced"])
 
 
 @functools.cache

@@ -37,7 +37,14 @@ class Counting:
         return [prepared[0][start:stop]]
 
     def passes(
-        self, inputs: Sequence[Tensor], prepared: Sequence[Tensor], *, passes: range, seed: int, rows: Tensor | None
+        self,
+        inputs: Sequence[Tensor],
+        prepared: Sequence[Tensor],
+        *,
+        passes: range,
+        seed: int,
+        rows: Tensor | None,
+        balanced: bool = False,
     ) -> tuple[Tensor, ...]:
         self.asked.append((len(inputs[0]), passes))
         if len(passes) * len(inputs[0]) > self.most:
@@ -172,7 +179,7 @@ def test_runs_together_share_passes_and_end_on_their_own() -> None:
 def test_runs_together_draw_the_masks_they_draw_alone() -> None:
     ones = torch.ones(3, 40)
     mc = MCDropout(nn.Sequential(nn.Dropout(0.4)), ones, task="raw")
-    for masks in ("shared", "independent"):
+    for masks in ("shared", "independent", "balanced"):
         runs = [
             mc.start(ones[:rows], num_samples=passes, seed=seed, masks=masks, samples=True)
             for rows, passes, seed in ((3, 6, 1), (1, 9, 1), (2, 4, 1), (2, 5, 2))
@@ -184,7 +191,7 @@ def test_runs_together_draw_the_masks_they_draw_alone() -> None:
             assert torch.equal(run.prediction().samples, alone)
 
 
-@pytest.mark.parametrize("masks", ["shared", "independent"])
+@pytest.mark.parametrize("masks", ["shared", "independent", "balanced"])
 def test_out_of_memory_keeps_the_masks(masks: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ones = torch.ones(3, 40)
     mc = MCDropout(nn.Sequential(nn.Dropout(0.4)), ones, task="raw")
@@ -300,13 +307,13 @@ def test_an_interrupted_run_goes_on_and_does_not_call_unequal_rows_a_prediction(
 def test_runs_that_agree_in_everything_are_computed_as_one() -> None:
     x = torch.randn(6, 4)
     mc = MCDropout(nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.4), nn.Linear(8, 3)), x, task="classification")
-    for masks in ("shared", "independent"):
-        runs = [mc.start(x[i : i + 2], num_samples=10, masks=masks, standard_errors=True) for i in (0, 2, 4)]
-        mc.advance(runs, 10)
+    for masks in ("shared", "independent", "balanced"):
+        runs = [mc.start(x[i : i + 2], num_samples=20, masks=masks, standard_errors=True) for i in (0, 2, 4)]
+        mc.advance(runs, 20)
         assert all(run.done and run.share is not None for run in runs)
         assert len({id(run.share.whole) for run in runs if run.share}) == 1
         for run in runs:
-            alone = mc(run.inputs[0], num_samples=10, masks=masks, standard_errors=True)
+            alone = mc(run.inputs[0], num_samples=20, masks=masks, standard_errors=True)
             torch.testing.assert_close(run.prediction().to_dict(), alone.to_dict(), rtol=1e-5, atol=1e-6)
 
 
@@ -354,7 +361,7 @@ def test_few_sizes_of_batch() -> None:
         assert_counted(run, x, 6)
 
 
-@pytest.mark.parametrize("masks", ["shared", "independent"])
+@pytest.mark.parametrize("masks", ["shared", "independent", "balanced"])
 def test_filled_up_rows_change_nothing(masks: str) -> None:
     x = torch.randn(3, 1, 8, 8)
     network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Dropout2d(0.5), nn.Conv2d(4, 2, 3), nn.Flatten())
@@ -364,7 +371,7 @@ def test_filled_up_rows_change_nothing(masks: str) -> None:
     torch.testing.assert_close(run.prediction().to_dict(), mc(x, num_samples=12, masks=masks).to_dict())
 
 
-@pytest.mark.parametrize("masks", ["shared", "independent"])
+@pytest.mark.parametrize("masks", ["shared", "independent", "balanced"])
 def test_a_run_can_be_split_by_rows(masks: str) -> None:
     x = torch.randn(7, 4)
     mc = MCDropout(nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.4)), x, task="raw")
@@ -377,7 +384,7 @@ def test_a_run_can_be_split_by_rows(masks: str) -> None:
     assert mc.split(runs[0], 3) == [runs[0]]
 
 
-@pytest.mark.parametrize("masks", ["shared", "independent"])
+@pytest.mark.parametrize("masks", ["shared", "independent", "balanced"])
 def test_exact_answers_have_the_same_bits_in_any_company(masks: str) -> None:
     x = torch.randn(5, 300)
     network = nn.Sequential(nn.Linear(300, 200), nn.Dropout(0.5), nn.Linear(200, 200), nn.Tanh(), nn.Linear(200, 10))

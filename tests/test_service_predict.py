@@ -97,7 +97,7 @@ def test_an_empty_batch_has_an_empty_answer(http):
 @pytest.mark.parametrize(("folder", "inputs"), [("one", [ROW, OTHER_ROW]), ("slope", [[1.0, 2.0]])])
 def test_every_output_that_is_offered_can_be_had(http, folder, inputs):
     mc = model(folder)
-    names = [name for name in available_outputs(mc.task) if name not in ("standard_errors", "quantiles", "samples")]
+    names = [name for name in available_outputs(mc) if name not in ("standard_errors", "quantiles", "samples")]
     answer = post(http, f"/v1/models/{'insects' if folder == 'one' else folder}/predict", inputs=inputs, outputs=names)
     expected = mc(np.array(inputs, np.float32))
     assert names

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mcdrop.tasks import Task
+from mcdrop.predictor import MCDropout
 from service.errors import InvalidRequestError
 from service.outcome import Outcome
 from service.v2.parameters import flag, read_parameters
@@ -41,30 +41,31 @@ class Wanted:
         return self.name.partition(".")[0]
 
 
-def output_names(task: Task) -> tuple[str, ...]:
+def output_names(mc: MCDropout) -> tuple[str, ...]:
     """Every name that a request may ask for."""
+    task = mc.task
     errors = _ERRORS.get(task.name, _ERRORS_OF_PROBABILITIES)
     parts = {"standard_errors": errors, "samples": PAIR if task.name == "heteroscedastic" else ()}
     return tuple(
         name
-        for field in available_outputs(task)
+        for field in available_outputs(mc)
         for name in (field, *(f"{field}.{part}" for part in parts.get(field, ())))
     )
 
 
-def read_outputs(given: object, task: Task) -> tuple[Wanted, ...]:
+def read_outputs(given: object, mc: MCDropout) -> tuple[Wanted, ...]:
     """The `outputs` of a request; an absent or empty array wants those that are computed anyway."""
     if given is None:
         return ()
     if not isinstance(given, list) or not all(isinstance(item, dict) for item in given):
         raise InvalidRequestError("outputs is no array of objects; leave it out, or name outputs in it.")
-    known = output_names(task)
+    known = output_names(mc)
     wanted: dict[str, Wanted] = {}
     for item in given:
         name = item.get("name")
         if not isinstance(name, str) or name not in known:
             raise InvalidRequestError(
-                f"there is no output {reprlib.repr(name)}. A {task.name} model has {', '.join(known)}."
+                f"there is no output {reprlib.repr(name)}. A {mc.task.name} model has {', '.join(known)}."
             )
         if name in wanted:
             raise InvalidRequestError(f"output {name!r} is asked for twice.")

@@ -52,7 +52,7 @@ def read(body: bytes, header_length: str | None, mc: MCDropout, settings: Settin
         return InferRequest(_checked({"inputs": inputs}), None, (), True)
     content = parse_object(body[:length], 'a request with {"inputs": [...]}')
     parameters = read_parameters(content, "the request")
-    wanted = read_outputs(content.get("outputs"), mc.task)
+    wanted = read_outputs(content.get("outputs"), mc)
     tensors = Inputs(memoryview(body)[length:], header_length is not None, mc.signature, settings)
     inputs = tensors.read(content.get("inputs"))
     identifier = content.get("id")
