@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from benchmarks import __main__ as command
-from benchmarks import memory
+from benchmarks import estimators, memory
 from benchmarks.baselines import replicated, train_mode, train_mode_loop
 from benchmarks.cases import CASES, Case, chosen
 from benchmarks.measure import SpeedResult, in_turn, measure_memory, measure_speed
@@ -91,3 +91,18 @@ def test_measurements_take_turns() -> None:
 
 def test_growth_sees_memory_that_is_freed_again() -> None:
     assert 60 < memory.growth(lambda: torch.ones(16 * 2**20)) < 80
+
+
+def test_what_fewer_passes_are_worth_is_measured_against_shared_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a network that is linear in its masks: balanced masks and an exact last layer leave no error but rounding."""
+    monkeypatch.setattr(estimators, "TRUE_PASSES", 200)
+    ways = estimators._MASKS | estimators._EXACT
+    network = nn.Sequential(nn.Dropout(0.3), nn.Linear(4, 2)).eval()
+    case = estimators.Case("tiny", network, torch.randn(3, 4), "regression", estimators.PREDICTED, ways)
+    results = estimators.compare(case, (20,), 3)
+    assert [(name, count, way) for name, count, way, *_ in results] == [("tiny", 20, way) for way in ways]
+    factors = {way: mean for _, _, way, (mean, _), _ in results}
+    assert factors["shared"] == 1
+    assert min(factors["balanced"], factors["exact last layer"]) > 1e6
+    with pytest.raises(SystemExit):
+        estimators.main(["unknown"])
