@@ -321,3 +321,31 @@ def test_rows_are_told_apart_by_nothing_but_their_values() -> None:
     torch.testing.assert_close(mc(X[2:3]).mean, mc(X).mean[2:3])
     assert mc(X[2:3]).error_of_mean.shape == (1, 3)
     assert mc(X)[1:3].error_of_mean.shape == (2, 3)
+
+
+def test_thinned_passes_take_the_weights_of_their_own_masks() -> None:
+    """What is kept for a pass of shared masks is of no use to the same pass of balanced ones."""
+    layers = nn.Linear(32, 256), nn.ReLU(), nn.Dropout(0.5), nn.Linear(256, 256), nn.ReLU(), nn.Dropout(0.5)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, x = nn.Sequential(*layers, nn.Linear(256, 3)).eval(), torch.randn(64, 32)
+    thinned, plain = (MCDropout(model, x[:2], task="raw", thinned=flag, num_samples=20) for flag in (True, False))
+    assert thinned.cost["thinned_from_rows"] <= len(x)
+    for masks in ("shared", "balanced", "balanced", "shared", "shared", "balanced"):
+        torch.testing.assert_close(thinned(x, masks=masks).mean, plain(x, masks=masks).mean, rtol=1e-4, atol=1e-5)
+
+
+def test_a_tolerance_holds_with_room_to_spare_and_is_not_certified() -> None:
+    mc = MCDropout(network(nn.Dropout(0.3)), X, task="classification", masks="balanced", num_samples=2000)
+    found = mc(X, tolerance=0.03, standard_errors=True)
+    assert len(set(found.passes.tolist())) > 1
+    assert bool((1.96 * found.standard_errors["mean"] <= 0.03 + 1e-6).all())
+    for row, count in enumerate(found.passes.tolist()):
+        alone = mc(X[row : row + 1], num_samples=count, standard_errors=True)
+        one = found[row : row + 1]
+        for name in ("mean", "variance", "mutual_information", "error_of_mean"):
+            torch.testing.assert_close(getattr(one, name), getattr(alone, name), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(one.standard_errors, alone.standard_errors, rtol=1e-3, atol=1e-5)
+    for rule in ({"tolerance": 0.1, "certified": True}, {"until": "label"}):
+        with pytest.raises(SettingError, match="masks='balanced' makes passes depend on one another"):
+            mc(X, **rule)

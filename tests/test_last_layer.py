@@ -361,3 +361,16 @@ def test_it_can_be_exported(
     assert json.loads(capsys.readouterr().out)["last_layer"] == "exact"
     mc = MCDropout.load("out")
     assert (mc.last_layer, mc.masks) == ("exact", "balanced")
+
+
+@pytest.mark.parametrize("masks", ["shared", "balanced"])
+def test_rows_stop_when_the_mean_is_known(masks: str) -> None:
+    """By the spread of what is drawn: a row has the answer of as many passes of its own."""
+    mc = exact(fitting("dropout before"), num_samples=3000)
+    found = mc(X, masks=masks, tolerance=0.05, standard_errors=True)
+    assert len(set(found.passes.tolist())) > 1
+    for row, count in enumerate(found.passes.tolist()):
+        alone = mc(X[row : row + 1], masks=masks, num_samples=count, standard_errors=True)
+        one = found[row : row + 1]
+        torch.testing.assert_close(one.variance, alone.variance, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(one.standard_errors, alone.standard_errors, rtol=1e-3, atol=1e-5)
