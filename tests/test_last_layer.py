@@ -18,6 +18,8 @@ from mcdrop.cli import main
 from mcdrop.engine import GraphEngine
 from mcdrop.errors import BundleError, SettingError
 from mcdrop.layers import LockedDropout
+from mcdrop.moments import accumulator
+from mcdrop.tasks import Task
 from oracles import enumerate_masks
 from serving import live
 from test_balance import Copies, zscore
@@ -100,6 +102,30 @@ def test_standard_errors_are_right_for_both_parts(masks: str) -> None:
     sampled = plain(row, masks=masks)
     assert zscore((sampled.mean.double() - mean).square() - errors, 0) > most
     assert float(sampled.variance.double().var()) > 2 * float(shown)
+
+
+def test_the_errors_of_both_parts_are_their_formulas() -> None:
+    """Of passes that predict much variance where they are far from the mean, alone and in blocks of 5."""
+    means = torch.randn(30, 2, 1, generator=torch.Generator().manual_seed(0)).double()
+    variances = 1 + means.square()
+    deviations = means - means.mean(0)
+    squares, s2 = deviations.square(), means.var(0)
+    for block in (1, 5):
+        sums = accumulator(Task("regression"), num_samples=30, standard_errors=True, block=block, integrated=True)
+        for part in (range(7), range(7, 30)):
+            sums.update((means[part.start : part.stop], variances[part.start : part.stop]), part)
+        found = sums.prediction(seed=0)
+        if block == 1:
+            of_spread = (squares.square().mean(0) - s2.square() * 27 / 29) / 30
+            together = ((squares - squares.mean(0)) * (variances - variances.mean(0))).mean(0)
+            error = of_spread + variances.var(0) / 30 + 2 * together / 30
+            of_mean = s2 / 30
+        else:
+            error, of_mean = ((x.unflatten(0, (6, 5)).mean(1).var(0) / 6) for x in (squares + variances, means))
+        spread = squares.mean(0) + of_mean
+        torch.testing.assert_close(found.epistemic_variance, spread + variances.mean(0))
+        torch.testing.assert_close(found.standard_errors["variance"], error.sqrt())
+        torch.testing.assert_close(found.error_of_mean, of_mean)
 
 
 # ---- where it fits
