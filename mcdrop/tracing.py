@@ -21,6 +21,7 @@ from typing import Any
 import sympy
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils._sympy import functions as sizes
 
@@ -28,6 +29,7 @@ from mcdrop.draws import OPERATORS
 from mcdrop.errors import CaptureError, McdropError
 from mcdrop.inputs import InputSpec
 from mcdrop.program import Program
+from mcdrop.recurrent import LAYERS
 from mcdrop.sites import LIBRARIES, UNREACHED, Found, Site, expose
 from mcdrop.tracer_rules import tracer_rules
 
@@ -63,6 +65,9 @@ def _export(network: nn.Module, example: Sequence[Tensor], specs: tuple[InputSpe
         try:
             exported = torch.export.export(network, tuple(example), dynamic_shapes=(dynamic,), strict=False)
             found = expose(exported.graph_module)
+            if _is_functional(exported.graph_module):
+                _fill(exported.graph)
+                return exported, found
             return exported.run_decompositions({}), found
         except McdropError:
             raise
@@ -75,6 +80,31 @@ def _export(network: nn.Module, example: Sequence[Tensor], specs: tuple[InputSpe
             raise CaptureError(
                 f"torch.export could not trace the network{_place(error, network)}: {reason}{hint}"
             ) from error
+
+
+def _is_functional(module: fx.GraphModule) -> bool:
+    """Whether a traced graph is flat and writes into nothing already: to trace it again takes most of the time.
+
+    Recurrent layers are traced again too, by `tracer_rules`, which tell the shapes of what `expose` made of them.
+    """
+    calls = [node for node in module.graph.nodes if node.op not in ("placeholder", "output")]
+    return all(node.op == "call_function" and not _needs_second_trace(node.target) for node in calls)
+
+
+def _needs_second_trace(target: Any) -> bool:
+    if isinstance(target, torch._ops.OpOverload):
+        return target._schema.is_mutable or target in LAYERS.values()
+    return isinstance(target, torch._ops.HigherOrderOperator)
+
+
+def _fill(graph: fx.Graph) -> None:
+    """Work out the shapes of what `expose` put into a graph."""
+    modes = (node.meta["val"].fake_mode for node in graph.nodes if isinstance(node.meta.get("val"), FakeTensor))
+    with next(modes):
+        for node in graph.nodes:
+            if node.op == "call_function" and "val" not in node.meta:
+                args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+                node.meta["val"] = node.target(*args, **kwargs)
 
 
 _HINT = (
