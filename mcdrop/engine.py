@@ -182,10 +182,7 @@ class GraphEngine:
                 outputs = self.parts.folded(*folded, *prepared, *draws)
                 return tuple(output.unflatten(0, (passes, -1)) for output in outputs)
             if mode == "mapped":
-                in_dims = (None,) * (len(sizes) + len(prepared)) + (0,) * len(draws)
-                mapped: tuple[Tensor, ...] = torch.func.vmap(self.parts.mapped, in_dims=in_dims)(
-                    *sizes, *prepared, *draws
-                )
+                mapped: tuple[Tensor, ...] = self.parts.mapped.over_passes((*sizes, *prepared), draws)
                 return mapped
             each = [self.parts.mapped(*sizes, *prepared, *(draw[t] for draw in draws)) for t in range(passes)]
             return tuple(torch.stack(outputs) for outputs in zip(*each, strict=True))

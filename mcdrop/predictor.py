@@ -31,6 +31,7 @@ from mcdrop.arguments import (
 from mcdrop.bundle import read_bundle, write_bundle
 from mcdrop.capture import Captured, capture
 from mcdrop.choosing import Choice, Pattern, Patterns
+from mcdrop.compiling import compile_engine
 from mcdrop.description import describe, restore, stated_choice
 from mcdrop.engine import GraphEngine
 from mcdrop.errors import BundleError, SettingError
@@ -76,6 +77,7 @@ class MCDropout:
         engine: "graph", "eager", or "auto": graph, and eager with a warning where capture fails.
         thinned: with shared masks, leave out the computation of dropped units where that is faster; `cost` says from
             how many rows on. The numbers are the same up to rounding.
+        compile: whether to run as code that PyTorch's compiler makes, once, in a minute or so (see `mcdrop.compiling`).
         max_memory: bytes that one call may use beyond weights, inputs and results; a quarter of what is free if None.
         allow_row_interaction: go on although the rows of a batch influence one another.
         include: which sites draw: module paths (`"encoder.*.dropout"`), kinds (`"attention"`) or numbers; all if None.
@@ -90,6 +92,7 @@ class MCDropout:
         InputError, SettingError: an argument does not fit.
     """
 
+    _compiles = False
     _modules: Mapping[str, float] = MappingProxyType({})  # nothing is known of them where there is only a program
 
     def __init__(
@@ -113,6 +116,7 @@ class MCDropout:
         device: torch.device | str | None = None,
         engine: Literal["auto", "graph", "eager"] = "auto",
         thinned: bool = True,
+        compile: bool = False,
         max_memory: int | None = None,
         allow_row_interaction: bool = False,
         include: Patterns | None = None,
@@ -158,6 +162,8 @@ class MCDropout:
         kind.check_outputs(captured.output_example)
         self._setup(kind, example.signature, captured, num_samples, seed, masks, name, version, max_memory)
         self._modules = dropout_modules(copied)
+        if compile:
+            self._compile()
 
     def _setup(
         self,
@@ -178,6 +184,12 @@ class MCDropout:
         self._captured, self._engine = captured, captured.engine
         self._max_memory = max_memory
         self._sampler = Sampler(self._engine, [spec.batched for spec in signature.inputs], max_memory)
+
+    def _compile(self) -> None:
+        if not isinstance(self._engine, GraphEngine):
+            raise SettingError("a network on the eager engine cannot be compiled: leave compile out.")
+        compile_engine(self._engine)
+        self._compiles = True
 
     # ---- what it is
 
@@ -569,6 +581,7 @@ class MCDropout:
         *,
         device: torch.device | str | None = None,
         thinned: bool = True,
+        compile: bool = False,
         max_memory: int | None = None,
         include: Patterns | None = None,
         exclude: Patterns | None = None,
@@ -578,7 +591,7 @@ class MCDropout:
 
         Args:
             folder: where it was saved.
-            device, thinned, max_memory: as for a new model; the CPU if None.
+            device, thinned, compile, max_memory: as for a new model; the CPU if None.
             include, exclude, rates: as for a new model, each instead of the saved setting of its name, if not None:
                 `include="*"`, `exclude=()` and `rates={}` undo what was saved. Noise of the network's own code keeps
                 its rate.
@@ -610,6 +623,8 @@ class MCDropout:
                 f"{error}). Save the "
                 "model again."
             ) from error
+        if compile:
+            self._compile()
         return self
 
     def to(self, device: torch.device | str) -> "MCDropout":
@@ -624,7 +639,10 @@ class MCDropout:
         engine.merges, engine.joins, engine.apart = self._engine.merges, self._engine.joins, self._engine.apart
         if place == self.device:
             engine.thinned = self._engine.thinned  # whose weights are there
-        return self._twin(replace(self._captured, engine=engine, program=moved, output_example=()))
+        twin = self._twin(replace(self._captured, engine=engine, program=moved, output_example=()))
+        if self._compiles:
+            twin._compile()
+        return twin
 
 
 def dropout_modules(network: nn.Module) -> dict[str, float]:

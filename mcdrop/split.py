@@ -188,6 +188,11 @@ class Part:
     def __call__(self, *arguments: Any) -> Any:
         return self._function(self.module, *arguments, *self.weights)
 
+    def over_passes(self, shared: Sequence[Any], draws: Sequence[Tensor]) -> Any:
+        """What it gives for many passes at once: each of `draws` has one on axis 0, `shared` stand before them."""
+        in_dims = (None,) * len(shared) + (0,) * len(draws)
+        return torch.func.vmap(self, in_dims=in_dims)(*shared, *draws)
+
 
 def _prefix(p: _Program) -> tuple[Part, int]:
     graph, env = fx.Graph(), dict[Node, Node]()

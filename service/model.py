@@ -22,6 +22,7 @@ from service.errors import LimitError, NotReadyError
 from service.jobs import Job
 from service.outcome import Outcome, arrays
 from service.pace import Pace, calibrate
+from service.quota import set_threads
 from service.settings import Settings, raise_limit
 from service.tally import Tally
 from service.v2.outputs import tensors
@@ -67,7 +68,10 @@ class ServedModel:
 
     def read(self) -> MCDropout:
         """The model in the folder, verified and built."""
-        return MCDropout.load(self.folder, device=self.device, max_memory=self.settings.max_memory)
+        settings = self.settings
+        if settings.compile:
+            set_threads(settings.threads)  # of this thread: what is compiled is for as many as will compute
+        return MCDropout.load(self.folder, device=self.device, compile=settings.compile, max_memory=settings.max_memory)
 
     def warm_up(self, mc: MCDropout) -> Steps[None]:
         """Warm every batch size up, keep an answer as the documentation's example; from then on the model answers."""

@@ -63,6 +63,10 @@ class Settings(BaseSettings):
         ge=1,
         description="CPU threads for computing; left out, as many as there are CPUs, less one for the event loop.",
     )
+    compile: bool = Field(
+        False,
+        description="Whether networks run as code that PyTorch's compiler makes while they are loaded; needs g++.",
+    )
     max_memory: int | None = Field(
         None, ge=1, description="Bytes for the passes computed at one time; left out, a share of what is free."
     )
