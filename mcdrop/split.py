@@ -400,6 +400,11 @@ def _alpha_folded(x: Tensor, drawn: Tensor, axis: int, row_major: bool, p: float
     return _apply_folded(alpha_scale, x, drawn, axis, row_major, p, unrepeated=unrepeated)
 
 
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A linear layer of what lies in order; else PyTorch takes a batch of products and copies the weight for each."""
+    return torch.nn.functional.linear(x.contiguous() if x.ndim > 2 else x, weight, bias)
+
+
 _APPLY: dict[tuple[Any, bool], Callable[..., Tensor]] = {
     (scale, False): scale_by_draw,
     (scale, True): _scale_folded,
@@ -412,7 +417,7 @@ _QUICK: dict[Any, Callable[..., Any]] = {
     aten.add.Tensor: torch.add,
     aten.conv2d.default: torch.conv2d,
     aten.layer_norm.default: torch.layer_norm,
-    aten.linear.default: torch.nn.functional.linear,
+    aten.linear.default: _linear,
     aten.matmul.default: torch.matmul,
     aten.max_pool2d.default: torch.max_pool2d,
     aten.mul.Tensor: torch.mul,
