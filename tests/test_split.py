@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mcdrop import MCDropout
 from mcdrop.engine import GraphEngine
@@ -71,6 +72,40 @@ def test_prefix_runs_once_for_all_passes(monkeypatch: pytest.MonkeyPatch) -> Non
     while not run.done:
         mc.advance(run, budget=4)
     assert len(calls) == 1
+
+
+class Turned(nn.Module):
+    """A linear layer of activations whose axes are turned around, as in PyTorch's attention with the batch first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.linear = nn.Dropout(0.5), nn.Linear(4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.linear(self.drop(x).transpose(0, 1)).transpose(0, 1)
+        return out
+
+
+class Products(TorchDispatchMode):
+    """Notes which operations take products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen |= {func.overloadpacket.__name__} & {"mm", "bmm", "addmm", "baddbmm"}
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_linear_layer_is_one_product_whatever_the_order_of_its_input() -> None:
+    """As a batch of products, PyTorch's choice, it would copy the weight for every place of the sequence."""
+    x = torch.randn(2, 5, 4)
+    mc = MCDropout(Turned().eval(), x, task="raw")
+    assert graph(mc).mode == "folded"
+    with Products() as products:
+        mc.sample(x, num_samples=3)
+    assert products.seen <= {"mm", "addmm"}
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5])
