@@ -5,7 +5,7 @@ version of a part serves all sizes from 2 on, another one row (the compiler trea
 before the first prediction, on inputs made up for that, and compared with the plain engine. Masks of each row, further
 free axes of size 1, another number of threads and the like make further versions when they are first met, up to the
 compiler's own limit (`torch._dynamo.config.recompile_limit`, 8 for each part); what comes then runs uncompiled. So do
-single passes, which gain nothing, and passes that are computed one by one (`mode` "loop").
+single passes, which gain nothing, passes that are computed one by one (`mode` "loop"), and thinned passes.
 """
 
 import os
@@ -133,4 +133,5 @@ def _free_sizes(engine: GraphEngine, rows: Sequence[Tensor]) -> list[int]:
 
 
 def _outputs(engine: GraphEngine, rows: list[Tensor], passes: int) -> tuple[Tensor, ...]:
-    return engine.passes(rows, engine.prepare(rows), passes=range(passes), seed=PROOF_SEED, rows=None)
+    draws = engine.draws(rows, passes=range(passes), seed=PROOF_SEED, rows=None)
+    return engine.apply(rows, engine.prepare(rows), draws, engine.mode)
