@@ -78,7 +78,7 @@ def _criterion(rule: Rule, accumulator: Accumulator) -> Criterion:
 
 
 class _HalfWidth:
-    """Chow & Robbins 1965, of probabilities: n >= (z / tolerance)^2 (s^2 + 1/n)."""
+    """Chow & Robbins 1965, of probabilities: z sqrt((s^2 + 1/n) / n) <= tolerance."""
 
     def __init__(self, tolerance: float) -> None:
         self._tolerance = tolerance
@@ -91,8 +91,8 @@ class _HalfWidth:
 
     def met(self, accumulator: Accumulator) -> Tensor:
         count = accumulator.passes
-        wanted = (Z / self._tolerance) ** 2 * (accumulator.spread + self._range() ** 2 / count)
-        return _all(wanted <= count)
+        half_widths = Z * ((accumulator.spread + self._range() ** 2 / count) / count).sqrt()
+        return _all(half_widths <= self._tolerance)
 
     def keep(self, rows: Tensor) -> None:
         pass

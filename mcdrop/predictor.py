@@ -307,18 +307,21 @@ class MCDropout:
     ) -> Iterator[Prediction]:
         """Predictions as passes accumulate, after every `every` passes (an eighth of all if None); the last is whole.
 
-        The inputs must stay as they are until then. `tolerance`, `certified` and `until` as for a prediction.
+        The inputs must stay as they are until then. `tolerance`, `certified` and `until` as for a prediction; there is
+        then one each time that rows may stop, if `every` is None.
         """
         stop = tolerance, certified, until
         run, as_numpy = self._start(inputs, num_samples, seed, masks, standard_errors, (), False, stop=stop)
-        step = max(2, -(-run.num_samples // 8)) if every is None else every
-        if step < 1:
+        step = every
+        if step is None and not run.looks:
+            step = max(2, -(-run.num_samples // 8))
+        if step is not None and step < 1:
             raise SettingError(f"every is {every!r}; give a number of passes, at least 1.")
         return self._stream(run, as_numpy, step)
 
-    def _stream(self, run: Run, as_numpy: bool, step: int) -> Iterator[Prediction]:
+    def _stream(self, run: Run, as_numpy: bool, step: int | None) -> Iterator[Prediction]:
         while not run.done:
-            self.advance(run, step)
+            self.advance(run, run.stop_after(run.passes) - run.passes if step is None else step)
             if run.passes >= 2:
                 prediction = run.prediction()
                 yield prediction.numpy() if as_numpy else prediction

@@ -5,8 +5,8 @@ A rule is looked at after 16 passes and then each time after a quarter more, rou
 or load; and few, since each look is a chance to stop by luck. Each row is judged by itself, and all of its numbers have
 to pass. The rules, at 95 % for each number:
 
-    tolerance                 half-width of `mean` at most the tolerance (Chow & Robbins 1965, asymptotic):
-                              n >= (z / tolerance)^2 (s^2 + r^2 / n), with s^2 the variance over n passes. r is the
+    tolerance                 half-width of `mean`, z sqrt((s^2 + r^2 / n) / n), at most the tolerance (Chow & Robbins
+                              1965; asymptotic), with s^2 the variance over n passes and z = 1.96. r is the
                               range of the number: 1 for probabilities, which forces n >= z / tolerance and catches
                               rare jumps; else the range seen so far, and n >= 64, of which a jump of 1 pass in 20 is
                               missed with probability 0.04.
@@ -34,6 +34,7 @@ STEP = 16  # passes: looks are at its multiples
 ERROR_RATE = 0.05  # of each number
 Z = NormalDist().inv_cdf(1 - ERROR_RATE / 2)
 _LEAST_OF_VALUES = 64  # passes before numbers without bounds are judged
+_MANY = 2**62  # more passes than there ever are
 _PROBABILITIES = ("classification", "binary", "multilabel")
 _INDEPENDENT = ("shared", "independent")  # mask modes whose passes are independent, as confidence sequences need them
 
@@ -80,9 +81,10 @@ class Rule:
         """Passes before which no row can stop, whatever they say."""
         if self.tolerance is None:  # bounds of the difference, as a number in [0, 1], less than 1/2 apart from it
             return 2 * STEP if self.task == "classification" else STEP
-        if self.certified:  # at the largest weight, 1/2, without any spread
-            return math.ceil(2 * math.log(2 / ERROR_RATE) / self.tolerance)
-        return math.ceil(Z / self.tolerance) if self.bounded else _LEAST_OF_VALUES
+        if not self.bounded:
+            return _LEAST_OF_VALUES
+        width = 2 * math.log(2 / ERROR_RATE) if self.certified else Z  # certified: at the largest weight, 1/2
+        return math.ceil(min(width / self.tolerance, _MANY))
 
     @property
     def looks(self) -> tuple[int, ...]:
