@@ -59,7 +59,7 @@ def fixed_passes(mc: MCDropout, rows: Tensor, tolerance: float, num_samples: int
 
 
 def coverage(mc: MCDropout, rows: Tensor, tolerance: float, *, seeds: int, num_samples: int = 100_000) -> Coverage:
-    """Of means that stop by `tolerance` under seeds 0, 1, ..., against those of `num_samples` passes of another seed."""
+    """Of means that stop by `tolerance` under seeds 0, 1, ..., against `num_samples` passes under another seed."""
     truth = mc(rows, num_samples=num_samples, seed=10**6)
     near = torch.zeros_like(truth.mean)
     passes = 0.0

@@ -271,6 +271,17 @@ def test_runs_of_all_kinds_advance_together() -> None:
             assert alone.passes is None or found.passes.tolist() == alone.passes.tolist()
 
 
+def test_equal_runs_are_computed_as_one() -> None:
+    mc = captured("classification")
+    settings: dict[str, Any] = {"num_samples": MOST, "seed": 5, "tolerance": 0.06}
+    whole, runs = mc(ROWS, **settings), [mc.start(ROWS[start : start + 4], **settings) for start in (0, 4, 8)]
+    mc.advance(runs)
+    for start, run in zip((0, 4, 8), runs, strict=True):
+        assert run.share is not None
+        assert_same(run.prediction(), whole[start : start + 4])
+        assert (run.passes, run.work) == (whole[start : start + 4].num_samples, whole.passes[start : start + 4].sum())
+
+
 def test_an_exact_run_has_the_same_bits_and_passes() -> None:
     mc = captured("classification")
     settings: dict[str, Any] = {"num_samples": MOST, "seed": 5, "tolerance": 0.06, "exact": True}

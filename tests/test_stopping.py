@@ -69,6 +69,16 @@ def test_a_sequence_is_the_papers_in_any_chunks(values: list[float], level: floa
     assert math.isclose(sequence.mean.item(), sum(values) / len(values), abs_tol=1e-12)
 
 
+def test_a_long_sequence_is_the_papers() -> None:
+    """Long enough for weights below their bound of 1/2."""
+    values = torch.rand(120, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(4)).pow(4)
+    sequence = ConfidenceSequence(0.025)
+    for part in values.split(50):
+        sequence.add(part)
+    expected = [oracles.lower_bound(x, 0.025) for x in values.T.tolist()]
+    torch.testing.assert_close(sequence.center - sequence.radius, torch.tensor(expected, dtype=torch.float64))
+
+
 def test_a_sequence_begins_anew_at_half_its_level_and_keeps_rows() -> None:
     values = torch.rand(30, 3, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     sequence = ConfidenceSequence(0.1)
