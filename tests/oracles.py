@@ -242,15 +242,15 @@ def half_width(values: Sequence[float], *, bounded: bool) -> float:
 
 def lower_bound(values: Sequence[float], level: float) -> float:
     """The empirical-Bernstein lower bound of the mean after the last of `values`, written down as in the paper."""
-    weights: list[float] = []
-    penalties: list[float] = []
-    means: list[float] = [0.5]
+    mean, squares, total = 0.5, 0.0, 0.0  # of the passes before
+    weights, weighted, penalties = 0.0, 0.0, 0.0
     for t, x in enumerate(values, start=1):
-        squares = sum((values[i] - means[i + 1]) ** 2 for i in range(t - 1))
-        variance_before = (0.25 + squares) / t
-        weight = min(math.sqrt(2 * math.log(1 / level) / (variance_before * t * math.log(1 + t))), 0.5)
-        weights.append(weight)
-        penalties.append((x - means[-1]) ** 2 * (-math.log(1 - weight) - weight))
-        means.append((0.5 + sum(values[:t])) / (t + 1))
-    weighted = sum(weight * x for weight, x in zip(weights, values, strict=True))
-    return (weighted - math.log(1 / level) - sum(penalties)) / sum(weights)
+        variance = (0.25 + squares) / t
+        weight = min(math.sqrt(2 * math.log(1 / level) / (variance * t * math.log(1 + t))), 0.5)
+        weights += weight
+        weighted += weight * x
+        penalties += (x - mean) ** 2 * (-math.log(1 - weight) - weight)
+        total += x
+        mean = (0.5 + total) / (t + 1)
+        squares += (x - mean) ** 2
+    return (weighted - math.log(1 / level) - penalties) / weights
