@@ -1,14 +1,16 @@
-"""`python -m benchmarks [case ...] [--memory] [--json FILE]`"""
+"""`python -m benchmarks [case ...] [--rows B ...] [--passes T ...] [--all] [--scaling] [--memory] [--json FILE]`"""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.cases import CASES, chosen
-from benchmarks.measure import MemoryResult, SpeedResult, measure_memory, measure_speed
-from benchmarks.report import MEMORY, SPEED, as_json, conditions, table
+from benchmarks import wrappers
+from benchmarks.baselines import replicated, train_mode_loop
+from benchmarks.cases import CASES, MEMORY, chosen, points_of
+from benchmarks.measure import judge, measure, measure_memory, timed
+from benchmarks.report import conditions, text
+from benchmarks.results import Results, load, merged, save
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,26 +19,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks", description="mcdrop beside what people do without it."
     )
     names = ", ".join(case.name for case in CASES)
-    parser.add_argument("cases", nargs="*", metavar="case", help=f"{names}; or a network, such as mlp; default: speed")
-    parser.add_argument("--memory", action="store_true", help="measure the memory case, which takes minutes")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
+    parser.add_argument("cases", nargs="*", metavar="case", help=f"{names}; default: all")
+    parser.add_argument("--rows", type=int, nargs="+", default=[], metavar="B", help="instead of each case's own")
+    parser.add_argument("--passes", type=int, nargs="+", default=[], metavar="T", help="instead of each case's own")
+    parser.add_argument("--all", action="store_true", help="B = 1, 8, 64 and T = 30, 100, as far as a case goes: hours")
+    parser.add_argument("--scaling", action="store_true", help="also how time grows with B and T")
+    parser.add_argument("--memory", action="store_true", help="also the memory case, which takes minutes")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="add the results to this file")
     options = parser.parse_args(arguments)
+    facts = conditions() | wrappers.versions()
     try:
-        cases = chosen(options.cases, memory=options.memory)
-    except LookupError as error:
+        cases = chosen(options.cases)
+        kept = load(options.json) if options.json and options.json.exists() else Results(facts)
+        merged(kept, Results(facts))
+    except (LookupError, ValueError) as error:
         parser.error(str(error))
-    print(", ".join(f"{name} {value}" for name, value in conditions().items()), end="\n\n")
-    speed: list[SpeedResult] = []
-    memory: list[MemoryResult] = []
+    print(", ".join(f"{name} {value}" for name, value in facts.items()), end="\n\n")
+    found = Results(facts)
+
+    def add(**more: object) -> None:
+        nonlocal found
+        found = merged(found, Results(facts, **more))  # type: ignore[arg-type]
+        if options.json:  # after each measurement, so that a run that is broken off leaves what it found
+            save(merged(kept, found), options.json)
+
     for number, case in enumerate(cases, start=1):
-        print(f"{number} of {len(cases)}: {case.name}", file=sys.stderr, flush=True)
-        if case.growth:
-            memory.append(measure_memory(case))
-        else:
-            speed.append(measure_speed(case))
-        if options.json:  # after each case, so that a run that is broken off leaves what it found
-            options.json.write_text(json.dumps(as_json([*speed, *memory]), indent=2) + "\n")
-    print("\n\n".join(table(*each) for each in ((SPEED, speed), (MEMORY, memory)) if each[1]))
+        points = points_of(case, options.rows, options.passes, grid=options.all)
+        told = f"{number} of {len(cases)}: {case.name}"
+        print(f"{told}, what is right", file=sys.stderr, flush=True)
+        add(cases=(judge(case),))
+        for point in points:
+            print(f"{told}, B {point.rows}, T {point.num_samples}", file=sys.stderr, flush=True)
+            add(results=(measure(case, point),))
+        for point in case.scaling if options.scaling else ():
+            print(f"{told}, scaling, B {point.rows}, T {point.num_samples}", file=sys.stderr, flush=True)
+            add(scaling=(timed(case, point, {"loop": train_mode_loop, "replicated": replicated}),))
+    if options.memory:
+        add(memory=(measure_memory(MEMORY),))
+    print(text(found))
     return 0
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.cases import Case, chosen
-from benchmarks.measure import ROUNDS, in_turn
+from benchmarks.cases import Case, Network, Point, chosen
+from benchmarks.measure import LEAST, in_turn
 from benchmarks.report import conditions
 from mcdrop import MCDropout
 from mcdrop.digits import load_digits, train
@@ -51,28 +51,29 @@ def digits_case() -> Case:
     """The network of the demo, trained on 3823 digits, and the first test digits."""
     learn, test = load_digits()
     network = train(learn, epochs=10)
-    return Case(_DIGITS, lambda: network, lambda rows: torch.from_numpy(test.images[:rows]).float(), 64, 100)
+    given = Network(lambda: network, lambda rows: torch.from_numpy(test.images[:rows]).float())
+    return Case(_DIGITS, "the network of the demo", given, given, {Point(64, 100): {}})
 
 
-def measure_means(case: Case, *, compiled: bool = False, rounds: int = ROUNDS, least: float = 0.02) -> Means:
-    """Everything for one case."""
-    model, inputs = case.build()
-    plain, half = _model(case, model, inputs), _model(case, model, inputs, dtype="bfloat16")
+def measure_means(case: Case, point: Point, *, compiled: bool = False, rounds: int = 7, least: float = LEAST) -> Means:
+    """Everything for one case at one point."""
+    model, inputs = case.network.build(point.rows)
+    plain, half = _model(case, point, model, inputs), _model(case, point, model, inputs, dtype="bfloat16")
     calls: dict[str, Callable[[], object]] = {
         "plain": lambda: plain(inputs),
         "one_thread": lambda: _on_one_thread(plain, inputs),
         "bfloat16": lambda: half(inputs),
     }
     if compiled:
-        twins = [_model(case, model, inputs, compile=True, dtype=dtype) for dtype in ("float32", "bfloat16")]
+        twins = [_model(case, point, model, inputs, compile=True, dtype=dtype) for dtype in ("float32", "bfloat16")]
         calls |= {"compiled": lambda: twins[0](inputs), "both": lambda: twins[1](inputs)}
     seconds = {name: statistics.median(each) for name, each in in_turn(calls, rounds=rounds, least=least).items()}
     one: Any = plain(inputs, standard_errors=True)
     other: Any = half(inputs)
     return Means(
         case=case.name,
-        rows=case.rows,
-        num_samples=case.num_samples,
+        rows=point.rows,
+        num_samples=point.num_samples,
         seconds=seconds["plain"],
         **{name: seconds["plain"] / seconds[name] if name in seconds else 0.0
            for name in ("one_thread", "bfloat16", "compiled", "both")},
@@ -82,9 +83,9 @@ def measure_means(case: Case, *, compiled: bool = False, rounds: int = ROUNDS, l
     )  # fmt: skip
 
 
-def _model(case: Case, model: nn.Module, inputs: Tensor, **settings: Any) -> MCDropout:
+def _model(case: Case, point: Point, model: nn.Module, inputs: Tensor, **settings: Any) -> MCDropout:
     settings = {**case.keywords, **settings}
-    return MCDropout(model, inputs, task="classification", num_samples=case.num_samples, **settings)
+    return MCDropout(model, inputs, task="classification", num_samples=point.num_samples, **settings)
 
 
 def _on_one_thread(mc: MCDropout, inputs: Tensor) -> None:
@@ -102,15 +103,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     names = [name for name in options.cases if name != _DIGITS]
     try:
-        cases = chosen(names, memory=False) if names or not options.cases else []
+        cases = chosen(names) if names or not options.cases else []
     except LookupError as error:
         parser.error(f"{error} And {_DIGITS}.")
     if _DIGITS in options.cases or not options.cases:
         cases.insert(0, digits_case())
     print(", ".join(f"{name} {value}" for name, value in conditions().items()), end="\n\n")
     print(_HEAD, flush=True)
-    for case in cases:
-        print(_line(measure_means(case, compiled=options.compile)), flush=True)
+    for case, point in [(each, point) for each in cases for point in each.points]:
+        print(_line(measure_means(case, point, compiled=options.compile)), flush=True)
     return 0
 
 

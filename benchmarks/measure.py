@@ -5,96 +5,117 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
 
 from benchmarks import memory
-from benchmarks.baselines import replicated, train_mode, train_mode_loop
-from benchmarks.cases import Case
+from benchmarks.baselines import Sample, Way, baselines, moments
+from benchmarks.cases import Case, Point
+from benchmarks.floor import computed, floor, product
+from benchmarks.results import CaseResult, MemoryResult, Result
+from benchmarks.verdicts import first_line, references, verdict
 from mcdrop import MCDropout
 
-__all__ = ["MemoryResult", "SpeedResult", "in_turn", "measure_memory", "measure_speed"]
+__all__ = ["captured", "in_turn", "judge", "measure", "measure_memory", "ours", "timed"]
 
-ROUNDS = 7
-_LEAST = 0.02  # seconds that one measurement lasts at least; calls that are faster are repeated
+LEAST = 0.02  # seconds that one measurement lasts at least; calls that are faster are repeated
+_SLOW, _FEW = (
+    0.5,
+    3,
+)  # calls of so many seconds are measured in so many rounds: their times vary less, and minutes count
 
-
-@dataclass(frozen=True)
-class SpeedResult:
-    """Seconds of one prediction (medians but for `first`), MiB of memory, and ratios to the baselines."""
-
-    case: str
-    rows: int
-    num_samples: int
-    loop: float
-    replicated: float
-    first: float
-    warm: float
-    new_seed: float
-    to_loop: float
-    to_loop_new_seed: float
-    to_replicated: float
-    peak: float
-    peak_replicated: float
-    target: float | None
+Calls = dict[str, Callable[[], object]]
 
 
-@dataclass(frozen=True)
-class MemoryResult:
-    """Seconds and MiB of one prediction: growth of resident memory, what it may be, and the size of all samples."""
-
-    case: str
-    rows: int
-    num_samples: int
-    seconds: float
-    max_memory: float
-    growth: float
-    limit: float
-    samples: float
+def captured(case: Case, model: nn.Module, inputs: Tensor, num_samples: int = 2) -> MCDropout:
+    """The network of a case as mcdrop has it."""
+    return MCDropout(model, inputs, task="classification", num_samples=num_samples, **case.keywords)
 
 
-def measure_speed(case: Case, *, rounds: int = ROUNDS, least: float = _LEAST) -> SpeedResult:
-    """Speed of a case beside its baselines."""
-    model, inputs = case.build()
-    training, passes = train_mode(model), case.num_samples
-    mc = MCDropout(model, inputs, task="classification", num_samples=passes, **case.keywords)
-    begin = time.perf_counter()
-    mc(inputs)
-    first = time.perf_counter() - begin
+def measure(case: Case, point: Point) -> Result:
+    """One case at one point beside its baselines: time, memory, operations."""
+    result = timed(case, point, baselines())
+    peak = memory.in_fresh_process(_peaks, case, point, [name for name in baselines() if name not in result.failed])
+    return Result(**{**vars(result), "peak": peak})
+
+
+def timed(
+    case: Case, point: Point, ways: Mapping[str, Way], *, rounds: int | None = None, least: float = LEAST
+) -> Result:
+    """Times and operations of one case at one point beside these baselines."""
+    model, inputs = case.network.build(point.rows)
+    mc = captured(case, model, inputs, point.num_samples)
+    seconds = {"first": _seconds(lambda: mc(inputs), 1)}
+    operations = computed(lambda: mc(inputs))
     seeds = itertools.count(1)
-    calls: dict[str, Callable[[], object]] = {
-        "loop": lambda: train_mode_loop(training, inputs, passes),
-        "replicated": lambda: replicated(training, inputs, passes),
+    calls: Calls = {
         "warm": lambda: mc(inputs),
-        "new_seed": lambda: mc(inputs, seed=next(seeds)),
+        "new seed": lambda: mc(inputs, seed=next(seeds)),
+        "one pass": _without_gradients(lambda: model(inputs)),
+        "product": product(),
     }
-    seconds = {name: statistics.median(each) for name, each in in_turn(calls, rounds=rounds, least=least).items()}
-    return SpeedResult(
-        case=case.name,
-        rows=case.rows,
-        num_samples=passes,
-        first=first,
-        to_loop=seconds["loop"] / seconds["warm"],
-        to_loop_new_seed=seconds["loop"] / seconds["new_seed"],
-        to_replicated=seconds["replicated"] / seconds["warm"],
-        peak=memory.growth(calls["warm"]),
-        peak_replicated=memory.growth(calls["replicated"]),
-        target=case.target,
-        **seconds,
-    )
+    failed = {}
+    for name, way in ways.items():
+        try:
+            call = _prediction(case, way(model), inputs, point.num_samples)
+            call()
+        except Exception as error:  # another library's, or an operation that cannot be mapped: told in the results
+            failed[name] = first_line(error)
+        else:
+            calls[name] = call
+    rounds = case.rounds if rounds is None else rounds
+    times = in_turn(calls, rounds=rounds, least=least)
+    seconds |= {name: statistics.median(each) for name, each in times.items()}
+    return Result(case.name, *point, rounds, seconds, operations=operations, failed=failed)
 
 
-def in_turn(
-    calls: Mapping[str, Callable[[], object]], *, rounds: int = ROUNDS, least: float = _LEAST
-) -> dict[str, list[float]]:
-    """Seconds of each call in each round, after a warm-up; each round measures every call once."""
-    numbers = {}
+def judge(case: Case) -> CaseResult:
+    """The floor of a case, and whether each way to sample it is right."""
+    truth = references(case)
+    ways = {"mcdrop": ours(case)} | baselines()
+    return CaseResult(case.name, floor(case), {name: verdict(case, way, truth) for name, way in ways.items()})
+
+
+def ours(case: Case) -> Way:
+    def way(model: nn.Module) -> Sample:
+        mc = captured(case, model, case.twin.build(2)[1])
+        seeds = itertools.count()
+        return lambda inputs, num_samples: mc.sample(inputs, num_samples=num_samples, seed=next(seeds))
+
+    return way
+
+
+def _prediction(case: Case, sample: Sample, inputs: Tensor, num_samples: int) -> Callable[[], object]:
+    return _without_gradients(lambda: moments(sample(inputs, num_samples), case.class_axis))
+
+
+def _without_gradients(call: Callable[[], object]) -> Callable[[], object]:
+    return torch.no_grad()(call)
+
+
+def _peaks(case: Case, point: Point, names: list[str]) -> dict[str, float]:
+    model, inputs = case.network.build(point.rows)
+    mc = captured(case, model, inputs, point.num_samples)
+    peaks = {"mcdrop": memory.growth(lambda: mc(inputs))}
+    for name in names:
+        call = _prediction(case, baselines()[name](model), inputs, point.num_samples)
+        peaks[name] = memory.growth(call)
+    return peaks
+
+
+def in_turn(calls: Mapping[str, Callable[[], object]], *, rounds: int, least: float = LEAST) -> dict[str, list[float]]:
+    """Seconds of each call in each round, after a warm-up. Slow calls take part in the first three rounds."""
+    numbers, most = {}, {}
     for name, call in calls.items():
-        call()
-        numbers[name] = max(1, math.ceil(least / _seconds(call, 1)))
+        seconds = _seconds(call, 1)
+        numbers[name] = 1 if seconds > 10 * least else max(1, math.ceil(least / _seconds(call, 1)))
+        most[name] = min(_FEW, rounds) if seconds > _SLOW else rounds
     found: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
+    for turn in range(rounds):
         for name, call in calls.items():
-            found[name].append(_seconds(call, numbers[name]))
+            if turn < most[name]:
+                found[name].append(_seconds(call, numbers[name]))
     return found
 
 
@@ -107,18 +128,18 @@ def _seconds(call: Callable[[], object], number: int) -> float:
 
 def measure_memory(case: Case) -> MemoryResult:
     """How far resident memory grows during the first prediction of a case."""
-    model, inputs = case.build()
+    (point,) = case.points
+    model, inputs = case.network.build(point.rows)
     outputs = model(inputs).numel()
-    mc = MCDropout(model, inputs, task="classification", num_samples=case.num_samples, **case.keywords)
+    mc = captured(case, model, inputs, point.num_samples)
     begin = time.perf_counter()
     grown = memory.growth(lambda: mc(inputs))
     return MemoryResult(
         case=case.name,
-        rows=case.rows,
-        num_samples=case.num_samples,
+        rows=point.rows,
+        num_samples=point.num_samples,
         seconds=time.perf_counter() - begin,
         max_memory=case.keywords["max_memory"] / 2**20,
         growth=grown,
-        limit=case.growth or math.inf,
-        samples=outputs * 4 * case.num_samples / 2**20,
+        samples=outputs * 4 * point.num_samples / 2**20,
     )
