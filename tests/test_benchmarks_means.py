@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from benchmarks.cases import Case
+from benchmarks.cases import Case, Network, Point
 from benchmarks.means import measure_means
 from benchmarks.starting import starting_seconds
 
@@ -13,7 +13,8 @@ def _network() -> nn.Module:
 
 
 def test_means_are_measured_beside_the_plain_engine() -> None:
-    found = measure_means(Case("tiny-2", _network, lambda rows: torch.randn(rows, 4), 2, 30), rounds=1, least=1e-6)
+    tiny = Network(_network, lambda rows: torch.randn(rows, 4))
+    found = measure_means(Case("tiny", "a tiny network", tiny, tiny, {}), Point(2, 30), rounds=1, least=1e-6)
     assert min(found.seconds, found.one_thread, found.bfloat16) > 0
     assert found.compiled == found.both == 0  # not asked for
     assert 0 < found.mean < found.error
