@@ -85,6 +85,7 @@ def capture(
     allow_row_interaction: bool,
     max_memory: int | None = None,
     thinned: bool = True,
+    fast: bool = True,
     choice: Choice | None = None,
 ) -> Captured:
     """Turn a private copy into an engine; what is proved is the network whole, then `choice` is applied.
@@ -141,6 +142,7 @@ def capture(
             merges=merges,
             apart=apart,
             gathered=gathered_bound(max_memory, thinned),
+            fast=fast,
         )
         shapes = tuple(tuple(o.shape[1:]) for o in outputs)
         return Captured(chosen, chosen.program.sites, less, shapes, outputs, choice, flags.always)

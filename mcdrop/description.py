@@ -16,12 +16,11 @@ from mcdrop.capture import Captured
 from mcdrop.choosing import Choice
 from mcdrop.engine import GraphEngine
 from mcdrop.errors import SettingError
-from mcdrop.examples import example_inputs, proof_rows
 from mcdrop.inputs import Signature
 from mcdrop.kept_passes import gathered_bound
 from mcdrop.masks import Masks
 from mcdrop.program import Program
-from mcdrop.proofs import proved_engine, proved_thinned
+from mcdrop.proofs import fuse, made_rows, proved_engine, proved_thinned
 from mcdrop.tasks import Task
 from mcdrop.thinning import Thinned
 
@@ -62,7 +61,12 @@ def stated_choice(meta: Mapping[str, Any], **instead: Any) -> Choice:
 
 
 def restore(
-    program: Program, meta: Mapping[str, Any], choice: Choice, max_memory: int | None, thinned: bool = True
+    program: Program,
+    meta: Mapping[str, Any],
+    choice: Choice,
+    max_memory: int | None,
+    thinned: bool = True,
+    fast: bool = True,
 ) -> tuple[Task, Signature, Captured]:
     """What was described, under a choice that fits the program. Raises the errors of lookups where it cannot be."""
     stated = meta["task"]
@@ -84,8 +88,10 @@ def restore(
         engine = GraphEngine(chosen, mode, masks)
         engine.merges, engine.joins, engine.apart = merges, bool(meta["joins"]), apart
         engine.thinned = _thinned_again(engine, gathered_bound(max_memory, thinned))
+        if fast:
+            fuse(engine)
     else:
-        engine = _proved_again(chosen, masks, merges, apart, gathered_bound(max_memory, thinned))
+        engine = _proved_again(chosen, masks, merges, apart, gathered_bound(max_memory, thinned), fast)
     shapes = tuple(tuple(int(size) for size in shape) for shape in meta["output_shapes"])
     signature = Signature(program.inputs, keyword=bool(meta["keyword"]))
     return task, signature, Captured(engine, chosen.sites, program, shapes, (), choice)
@@ -95,23 +101,19 @@ def _numbers(program: Program) -> list[int]:
     return [site.index for site in program.active_sites]
 
 
-def _made_rows(program: Program) -> list[Tensor]:
-    made = [tensor.to(program.device) for tensor in example_inputs(program.inputs).values()]
-    return proof_rows(made, program.inputs)
-
-
 def _thinned_again(engine: GraphEngine, gathered: int) -> Thinned | None:
     """Thinned passes are not stored: they are made and proved anew, on made-up inputs."""
     try:
-        return proved_thinned(engine, _made_rows(engine.program), gathered) if engine.merges else None
+        return proved_thinned(engine, made_rows(engine.program), gathered) if engine.merges else None
     except Exception:  # a network may fail in any way on inputs that mean nothing to it
         return None
 
 
-def _proved_again(program: Program, masks: Masks, merges: bool, apart: bool, gathered: int) -> GraphEngine:
+def _proved_again(program: Program, masks: Masks, merges: bool, apart: bool, gathered: int, fast: bool) -> GraphEngine:
     """An engine for sites that nothing is proved for yet: pass by pass where made-up inputs cannot prove more."""
     try:
-        return proved_engine(program, _made_rows(program), masks=masks, merges=merges, apart=apart, gathered=gathered)
+        rows = made_rows(program)
+        return proved_engine(program, rows, masks=masks, merges=merges, apart=apart, gathered=gathered, fast=fast)
     except Exception:  # a network may fail in any way on inputs that mean nothing to it
         engine = GraphEngine(program, "loop", masks)
         engine.merges, engine.apart = merges, apart

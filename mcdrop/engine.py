@@ -5,6 +5,7 @@
 does not care which it has.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -13,12 +14,15 @@ from torch import Tensor, fx
 
 from mcdrop.masks import Masks
 from mcdrop.program import Program
+from mcdrop.sites import Site
 from mcdrop.split import Part, measure, split
 from mcdrop.thinning import STRETCH, Thinned
 
 __all__ = ["Engine", "GraphEngine", "Mode"]
 
 Mode = Literal["folded", "mapped", "loop"]
+
+_SHAPES = 256  # of inputs, for which the shapes of the draws are remembered
 
 
 @runtime_checkable
@@ -59,6 +63,9 @@ class Engine(Protocol):
     def stretch(self, rows: int) -> int:
         """How many times as many passes of these rows to ask for as caches hold: it computes fewer at a time itself."""
 
+    def working_bytes(self, inputs: Sequence[Tensor]) -> int:
+        """What of it is written and read again at once, so that caches help: all but what the pass is given."""
+
 
 class GraphEngine:
     """A captured program, split and lowered, with its draws.
@@ -70,6 +77,7 @@ class GraphEngine:
     merges = True
     joins = False  # has to be proved
     thinned: Thinned | None = None  # has to be proved
+    fused = False  # whether its parts are fused, which has to be proved as well
     apart = False  # whether rows that draw for themselves are computed one by one, since their masks would mix
 
     def __init__(self, program: Program, mode: Mode, masks: Masks | None = None) -> None:
@@ -79,7 +87,8 @@ class GraphEngine:
         self.device = program.device
         self._placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
         self._row_sizes = [program.inputs[number].shape[axis] == "batch" for number, axis in self.parts.roots]
-        self._footprints: dict[tuple[Any, ...], int] = {}
+        self._shapes: dict[tuple[int, ...], tuple[list[tuple[Site, list[int]]], int]] = {}
+        self._footprints: dict[tuple[Any, ...], tuple[int, int]] = {}
 
     def prepare(self, inputs: Sequence[Tensor], budget: int | None = None) -> list[Tensor]:
         rows = at_once = self.rows_of(inputs)
@@ -113,7 +122,7 @@ class GraphEngine:
 
     def _bytes_per_row(self, inputs: Sequence[Tensor]) -> int:
         """Memory that the prefix takes for one row; measured once for each shape of a row."""
-        return self._measured("prefix", inputs, lambda one: (self.parts.prefix, one))
+        return self._measured("prefix", inputs, lambda one: (self.parts.prefix, one))[0]
 
     def rows_of(self, inputs: Sequence[Tensor]) -> int:
         """Number of rows in these inputs."""
@@ -124,21 +133,34 @@ class GraphEngine:
         self, inputs: Sequence[Tensor], *, passes: range, seed: int, rows: Tensor | None, balanced: bool = False
     ) -> list[Tensor]:
         """The draws of every active site for these inputs."""
-        roots = dict(zip(self.parts.roots, self.parts.sizes(inputs), strict=True))
         count = self.rows_of(inputs)
+        shapes, most = self._draw_shapes(count, self.parts.sizes(inputs))
         return [
             self.masks.draw(
                 site,
-                [measure(size, roots, self._placeholders) for size in sizes],
+                sizes,
                 seed=seed,
                 passes=passes,
                 row_count=count,
                 rows=rows,
                 device=self.device,
                 balanced=balanced,
+                most=most,
             )
-            for site, sizes in self.parts.draws
+            for site, sizes in shapes
         ]
+
+    def _draw_shapes(self, count: int, sizes: tuple[int, ...]) -> tuple[list[tuple[Site, list[int]]], int]:
+        """What every draw has for a shape, and for how many passes all of them can be kept ready."""
+        found = self._shapes.get((count, *sizes))
+        if found is None:
+            roots = dict(zip(self.parts.roots, sizes, strict=True))
+            shapes = [(site, [measure(s, roots, self._placeholders) for s in each]) for site, each in self.parts.draws]
+            units = sum(math.prod(each) // (1 if site.row_axis is None else max(count, 1)) for site, each in shapes)
+            if len(self._shapes) >= _SHAPES:
+                self._shapes = {}
+            found = self._shapes[count, *sizes] = shapes, self.masks.passes_kept(units, len(shapes))
+        return found
 
     def passes(
         self,
@@ -188,10 +210,16 @@ class GraphEngine:
             return tuple(torch.stack(outputs) for outputs in zip(*each, strict=True))
 
     def bytes_per_pass(self, inputs: Sequence[Tensor]) -> int:
+        return self._suffix_measured(inputs)[0]
+
+    def working_bytes(self, inputs: Sequence[Tensor]) -> int:
+        return self._suffix_measured(inputs)[1]
+
+    def _suffix_measured(self, inputs: Sequence[Tensor]) -> tuple[int, int]:
         """Measured once for each shape of a row, by running one pass of one row and adding up what is alive."""
 
         def suffix(one: list[Tensor]) -> tuple[Part, list[Any]]:
-            draws = [draw[0] for draw in self.draws(one, passes=range(1), seed=0, rows=None)]
+            draws = [draw[0].clone() for draw in self.draws(one, passes=range(1), seed=0, rows=None)]
             return self.parts.mapped, [*self.parts.sizes(one), *self.prepare(one), *draws]
 
         return self._measured("suffix", inputs, suffix)
@@ -204,7 +232,8 @@ class GraphEngine:
         name: str,
         inputs: Sequence[Tensor],
         call: Callable[[list[Tensor]], tuple[Part, list[Any]]],
-    ) -> int:
+    ) -> tuple[int, int]:
+        """Bytes of one row that were alive at once: all, and those of results alone."""
         key = (name, *(x.shape[1:] for x in inputs))
         if key not in self._footprints:
             one = self._rows(inputs, 0, 1)
@@ -212,24 +241,28 @@ class GraphEngine:
                 part, arguments = call(one)
                 tally = _Tally(part)
                 tally.run(*arguments, *part.weights)
-            self._footprints[key] = tally.peak
+            self._footprints[key] = tally.peak, tally.working
         return self._footprints[key]
 
 
 class _Tally(fx.Interpreter):
-    """Runs a graph and notes how many bytes of its results were alive at once."""
+    """Runs a graph and notes how many bytes were alive at once: with what the graph is given, and without."""
 
     def __init__(self, part: Part) -> None:
         super().__init__(part.module)
-        self.peak = 1
+        self.peak = self.working = 1
         self._weights = {weight.untyped_storage().data_ptr() for weight in part.weights}
+        self._given = set(self._weights)  # stays alive while the graph runs, as its caller holds it
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
+        if n.op == "placeholder" and isinstance(result, Tensor):
+            self._given.add(result.untyped_storage().data_ptr())
         storages = {}
         for value in [*self.env.values(), result]:
             for tensor in value if isinstance(value, tuple | list) else (value,):
                 if isinstance(tensor, Tensor):
                     storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         self.peak = max(self.peak, sum(size for place, size in storages.items() if place not in self._weights))
+        self.working = max(self.working, sum(size for place, size in storages.items() if place not in self._given))
         return result

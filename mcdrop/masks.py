@@ -51,7 +51,10 @@ class _Kept:
         """What is kept under a key, or else what `make` makes, which is kept from then on."""
         if (found := self.find(key, least)) is not None:
             return found
-        made = make()
+        return self.put(key, make())
+
+    def put(self, key: Hashable, made: Tensor) -> Tensor:
+        """Keep a tensor in the place of what is kept under its key, if it is not larger than the bound."""
         with self.lock:
             if made.nbytes + _ENTRY <= self.bound:
                 self._drop(self.tensors.pop(key, None))
@@ -79,6 +82,10 @@ class Masks:
             return cls()
         return cls(bits_bound=min(_BITS_BOUND, max_memory // 4), ready_bound=min(_READY_BOUND, max_memory // 8))
 
+    def passes_kept(self, units: int, sites: int) -> int:
+        """For how many passes the draws of `sites` sites, `units` numbers a pass together, can be kept ready."""
+        return max(0, self._ready.bound - sites * _ENTRY) // (4 * max(units, 1))
+
     def draw(
         self,
         site: Site,
@@ -90,11 +97,13 @@ class Masks:
         rows: Tensor | None,
         device: torch.device,
         balanced: bool = False,
+        most: int | None = None,
     ) -> Tensor:
         """The draws of a site, (passes, *sizes), kept units scaled, in float32; masks `balanced` over blocks of passes.
 
         `sizes` is the draw as the network asks for it, all rows included. With `rows` (the index of each row) every
-        row draws for itself; without, one draw stands for all rows, and the axis of the rows has the size of one.
+        row draws for itself; without, one draw stands for all rows, and the axis of the rows has the size of one. Masks
+        of up to `most` passes are kept ready to multiply; by default as many as `passes_kept` says for this site alone.
         """
         shape, axis = tuple(sizes), site.row_axis
         units = 1 if axis is None else shape[axis] // max(row_count, 1)
@@ -103,20 +112,37 @@ class Masks:
             return self._make(site, shape, seed, passes, device, axis, rows, units)
         if axis is not None:
             shape = (*shape[:axis], units, *shape[axis + 1 :])
-        return self._ready_to_multiply(site, shape, seed, passes, device, balanced and site.law == "bernoulli")
+        most = self.passes_kept(math.prod(shape), 1) if most is None else most
+        return self._ready_to_multiply(site, shape, seed, passes, device, most, balanced and site.law == "bernoulli")
 
     def _ready_to_multiply(
-        self, site: Site, shape: tuple[int, ...], seed: int, passes: range, device: torch.device, balanced: bool
+        self,
+        site: Site,
+        shape: tuple[int, ...],
+        seed: int,
+        passes: range,
+        device: torch.device,
+        most: int,
+        balanced: bool,
     ) -> Tensor:
-        """Kept from the first pass on, since a mask is unpacked quickly; numbers are kept from any pass on."""
+        """Masks are kept from the first pass on, up to `most`, since they are unpacked quickly; numbers from any."""
         start = 0 if site.law == "bernoulli" else passes.start
         key = (seed, site.index, shape, start, device, balanced)
-        within = slice(passes.start - start, passes.stop - start)
-        if passes.start == start:
-            make = partial(self._shared, site, shape, seed, passes, device, balanced)
-            return self._ready.get(key, make, within.stop)[within]
-        found = self._ready.find(key, within.stop)
-        return self._shared(site, shape, seed, passes, device, balanced) if found is None else found[within]
+
+        def make(some: range) -> Tensor:
+            return self._shared(site, shape, seed, some, device, balanced)
+
+        if site.law != "bernoulli":
+            return self._ready.get(key, partial(make, passes), len(passes))[: len(passes)]
+        kept = self._ready.find(key)
+        count = 0 if kept is None else len(kept)
+        if kept is not None and passes.stop <= count:
+            return kept[passes.start : passes.stop]
+        goal = min(max(passes.stop, _BLOCK, 2 * count), most)  # the next chunk is often of the same request
+        if goal < passes.stop:
+            return make(passes)
+        more = make(range(count, goal))
+        return self._ready.put(key, more if kept is None else torch.cat([kept, more]))[passes.start : passes.stop]
 
     def _shared(
         self, site: Site, shape: tuple[int, ...], seed: int, passes: range, device: torch.device, balanced: bool

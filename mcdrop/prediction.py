@@ -199,22 +199,26 @@ class RegressionPrediction(Prediction):
 class _ProbabilityPrediction(Prediction):
     """What one of several classes, and yes or no, have in common."""
 
-    entropy: Float[Tensor, " batch *positions"]
-    rest: Callable[[], tuple[Tensor, Tensor]]  # gives expected entropy and votes
+    rest: Callable[[], tuple[Tensor, Tensor, Tensor]]  # gives entropy, expected entropy and votes
     class_names: tuple[str, ...] | None = None
+
+    @cached_property
+    def entropy(self) -> Float[Tensor, " batch *positions"]:
+        """Entropy of `mean`, nats."""
+        return self._counted[0]
 
     @cached_property
     def expected_entropy(self) -> Float[Tensor, " batch *positions"]:
         """Mean entropy of the passes, nats."""
-        return self._counted[0]
+        return self._counted[1]
 
     @cached_property
     def votes(self) -> Integer[Tensor, " batch *rest"]:
         """Number of passes that vote for the class, or for yes."""
-        return self._counted[1]
+        return self._counted[2]
 
     @cached_property
-    def _counted(self) -> tuple[Tensor, Tensor]:
+    def _counted(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.rest()
 
     def _facts(self) -> dict[str, Any]:

@@ -42,6 +42,7 @@ from mcdrop.moments import accumulator, check_passes
 from mcdrop.precision import as_dtype, check_precision, explained, input_dtype
 from mcdrop.prediction import Prediction
 from mcdrop.program import Program
+from mcdrop.proofs import fuse
 from mcdrop.report import Report, Subject, report_on
 from mcdrop.sampling import Collector, Run, Sampler, plain
 from mcdrop.site_table import Sites
@@ -78,6 +79,8 @@ class MCDropout:
         thinned: with shared masks, leave out the computation of dropped units where that is faster; `cost` says from
             how many rows on. The numbers are the same up to rounding.
         compile: whether to run as code that PyTorch's compiler makes, once, in a minute or so (see `mcdrop.compiling`).
+        fast: compute with fewer operations where the numbers are the same up to rounding (see `mcdrop.fusing`); False
+            computes as the network was captured.
         max_memory: bytes that one call may use beyond weights, inputs and results; a quarter of what is free if None.
         allow_row_interaction: go on although the rows of a batch influence one another.
         include: which sites draw: module paths (`"encoder.*.dropout"`), kinds (`"attention"`) or numbers; all if None.
@@ -117,6 +120,7 @@ class MCDropout:
         engine: Literal["auto", "graph", "eager"] = "auto",
         thinned: bool = True,
         compile: bool = False,
+        fast: bool = True,
         max_memory: int | None = None,
         allow_row_interaction: bool = False,
         include: Patterns | None = None,
@@ -157,6 +161,7 @@ class MCDropout:
                     allow_row_interaction=allow_row_interaction,
                     max_memory=max_memory,
                     thinned=thinned,
+                    fast=fast,
                     choice=choice,
                 )
         kind.check_outputs(captured.output_example)
@@ -585,6 +590,7 @@ class MCDropout:
         device: torch.device | str | None = None,
         thinned: bool = True,
         compile: bool = False,
+        fast: bool = True,
         max_memory: int | None = None,
         include: Patterns | None = None,
         exclude: Patterns | None = None,
@@ -594,7 +600,7 @@ class MCDropout:
 
         Args:
             folder: where it was saved.
-            device, thinned, compile, max_memory: as for a new model; the CPU if None.
+            device, thinned, compile, fast, max_memory: as for a new model; the CPU if None.
             include, exclude, rates: as for a new model, each instead of the saved setting of its name, if not None:
                 `include="*"`, `exclude=()` and `rates={}` undo what was saved. Noise of the network's own code keeps
                 its rate.
@@ -614,7 +620,7 @@ class MCDropout:
                 raise
             raise BundleError(f"{os.fspath(folder)}: model.json chooses what cannot be: {error}") from error
         try:
-            task, signature, captured = restore(program, meta, choice, max_memory, thinned)
+            task, signature, captured = restore(program, meta, choice, max_memory, thinned, fast)
             self = object.__new__(cls)
             self._setup(
                 task, signature, captured, meta["num_samples"], meta["seed"], meta["masks"], meta.get("name"),
@@ -642,6 +648,8 @@ class MCDropout:
         engine.merges, engine.joins, engine.apart = self._engine.merges, self._engine.joins, self._engine.apart
         if place == self.device:
             engine.thinned = self._engine.thinned  # whose weights are there
+        if self._engine.fused:
+            fuse(engine)
         twin = self._twin(replace(self._captured, engine=engine, program=moved, output_example=()))
         if self._compiles:
             twin._compile()

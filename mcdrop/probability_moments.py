@@ -129,16 +129,15 @@ class ProbabilityAccumulator(Accumulator):
     def _fields(self) -> dict[str, Any]:
         """The fields that both kinds have, in the layout of the output."""
         mean, (variance, error) = self._probs.mean, self._with_error(self._probs)
-        total, reduced = self._entropy(mean), self._reduced_layout()
         fields: dict[str, Any] = {
             "mean": self._shaped(mean),
             "variance": self._shaped(variance),
-            "entropy": total.to(self._dtype).reshape(reduced),
-            "rest": self._counted_by_now(variance, total),
+            "rest": self._counted_by_now(variance),
             "class_names": self.task.class_names,
             "error_of_mean": None if error is None else self._shaped(error),
         }
         if self._with_errors:
+            total, reduced = self._entropy(mean), self._reduced_layout()
             fields["standard_errors"] = {
                 **self._moment_errors(variance),
                 **{name: error.to(self._dtype).view(reduced) for name, error in self._entropy_errors(total)},
@@ -158,29 +157,34 @@ class ProbabilityAccumulator(Accumulator):
             "variance": self._shaped(of_variance.sqrt()),
         }
 
-    def _counted_by_now(self, variance: Tensor, total: Tensor) -> Callable[[], tuple[Tensor, Tensor]]:
-        """What gives the expected entropy and the votes of the passes so far, whatever is added later."""
-        now = copy.copy(self)
+    def _counted_by_now(self, variance: Tensor) -> Callable[[], tuple[Tensor, Tensor, Tensor]]:
+        """What gives the entropies and the votes of the passes so far, whatever is added later."""
+        now, mean = copy.copy(self), self._probs.mean.clone()
         now._samples = ()  # a prediction does not hold what it was not asked for
         if hasattr(self, "_votes"):
             now._votes, now._entropies = self._votes.clone(), self._entropies.clone()
         if not now._uncounted:
-            done = now._counted(variance, total)  # alone: the sums are many times its size
+            done = now._counted(mean, variance)  # alone: the sums are many times its size
             return lambda: done
 
-        def counted() -> tuple[Tensor, Tensor]:
+        def counted() -> tuple[Tensor, Tensor, Tensor]:
             all_ = copy.copy(now)  # threads may ask at the same time
             if hasattr(now, "_votes"):
                 all_._votes, all_._entropies = now._votes.clone(), now._entropies.clone()
             all_._count_all()
-            return all_._counted(variance, total)
+            return all_._counted(mean, variance)
 
         return counted
 
-    def _counted(self, variance: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-        """Expected entropy and votes in the layout of the answer, once all passes are counted."""
-        expected = self._expected(variance, total).to(self._dtype).view(self._reduced_layout())
-        return expected, self._votes.view(self._layout)
+    def _counted(self, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Entropy, expected entropy and votes in the layout of the answer, once all passes are counted."""
+        total, reduced = self._entropy(mean), self._reduced_layout()
+        expected = self._expected(variance, total)
+        return (
+            total.to(self._dtype).reshape(reduced),
+            expected.to(self._dtype).view(reduced),
+            self._votes.view(self._layout),
+        )
 
     def _expected(self, variance: Tensor, total: Tensor) -> Tensor:
         """Jensen: the mean entropy is below the entropy of the mean, and equal to it where all passes agree."""

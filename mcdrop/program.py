@@ -81,7 +81,8 @@ class Program:
             if getattr(node.target, "overloadpacket", None) in _CONVOLUTIONS and node.args[1].op == "get_attr":
                 weight = weights[node.args[1].target]
                 if weight.ndim in _CHANNELS_LAST:
-                    weights[node.args[1].target] = weight.contiguous(memory_format=_CHANNELS_LAST[weight.ndim])
+                    layout = _CHANNELS_LAST[weight.ndim]  # `contiguous` would leave the strides of one channel
+                    weights[node.args[1].target] = torch.empty_like(weight, memory_format=layout).copy_(weight)
         return replace(self, weights=weights)
 
     def to(self, device: torch.device) -> "Program":

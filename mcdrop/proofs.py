@@ -3,6 +3,7 @@
 The network that a program was made from has no part in them; `capture` compares the two.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,7 +14,9 @@ from mcdrop.choosing import mean_of
 from mcdrop.draws import alpha_scale, bernoulli, noise, scale
 from mcdrop.engine import GraphEngine, Mode
 from mcdrop.errors import RowsInteractError
+from mcdrop.examples import example_inputs, proof_rows
 from mcdrop.flags import same
+from mcdrop.fusing import fused
 from mcdrop.masks import Masks
 from mcdrop.program import Program
 from mcdrop.sites import Site
@@ -21,7 +24,9 @@ from mcdrop.thinning import Thinned, can_be_thinned, thin
 
 __all__ = [
     "PROOF_SEED",
+    "fuse",
     "gap",
+    "made_rows",
     "neutral_outputs",
     "proved_engine",
     "proved_thinned",
@@ -31,6 +36,8 @@ __all__ = [
 ]
 
 PROOF_SEED = 0x9E3779B9
+
+_ROUNDING = 1e-5  # by which fused parts may differ, relative to the largest number
 
 
 def rounding(program: Program) -> float | None:
@@ -181,15 +188,18 @@ def _as_batch(site: Site, draws: Sequence[Tensor]) -> Tensor:
 
 
 def proved_engine(
-    program: Program, rows: list[Tensor], *, masks: Masks, merges: bool, apart: bool, gathered: int
+    program: Program, rows: list[Tensor], *, masks: Masks, merges: bool, apart: bool, gathered: int, fast: bool = True
 ) -> GraphEngine:
     """An engine that computes passes together in the fastest way that is proved; `merges` says that rows are alone,
-    `apart` that their own masks would mix, `gathered` how many bytes thinned passes may keep."""
+    `apart` that their own masks would mix, `gathered` how many bytes thinned passes may keep, `fast` that its parts
+    may be fused."""
     mode = _fastest_proved(GraphEngine(program, "loop"), rows) if program.active_sites else "loop"
     engine = GraphEngine(program, mode, masks)
     engine.merges, engine.apart = merges, apart
     engine.joins = merges and _rows_join(engine, rows)
     engine.thinned = proved_thinned(engine, rows, gathered) if merges and program.active_sites else None
+    if fast and program.active_sites:
+        fuse(engine, rows)
     return engine
 
 
@@ -211,6 +221,30 @@ def proved_thinned(engine: GraphEngine, rows: list[Tensor], gathered: int) -> Th
     truths = engine.apply(rows, prepared, draws, "loop")
     proved = all(same(a, b, rounding(engine.program)) for a, b in zip(founds, truths, strict=True))
     return thinned if proved else None
+
+
+def fuse(engine: GraphEngine, rows: list[Tensor] | None = None) -> None:
+    """Give an engine fused parts where they do what its own do, on made-up rows if none are given."""
+    plain, twin = engine.parts, copy.copy(engine)
+    folded = fused(plain.folded) if engine.mode == "folded" and plain.folded is not None else plain.folded
+    twin.parts = replace(plain, prefix=fused(plain.prefix), folded=folded)
+    try:
+        rows = rows or made_rows(engine.program)
+        pairs = [*zip(twin.prepare(rows), engine.prepare(rows), strict=True)]
+        for numbers in (None, torch.arange(3)):
+            draws = engine.draws(rows, passes=range(3), seed=PROOF_SEED, rows=numbers)
+            found, truth = (each.apply(rows, each.prepare(rows), draws, engine.mode) for each in (twin, engine))
+            pairs += zip(found, truth, strict=True)
+    except Exception:  # a network may fail in any way on inputs that mean nothing to it
+        return
+    if all(same(a, b, rounding(engine.program) or _ROUNDING) for a, b in pairs):
+        engine.parts, engine.fused = twin.parts, True
+
+
+def made_rows(program: Program) -> list[Tensor]:
+    """Rows that fit the inputs of a program and mean nothing, where there is no example."""
+    made = [tensor.to(program.device) for tensor in example_inputs(program.inputs).values()]
+    return proof_rows(made, program.inputs)
 
 
 def _rows_join(engine: GraphEngine, rows: list[Tensor]) -> bool:

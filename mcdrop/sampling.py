@@ -27,7 +27,7 @@ from mcdrop.runs import Block, Collector, LeavingSink, Run, Share, Sink
 
 __all__ = ["Collector", "Run", "Sampler"]
 
-_CACHE_SHARE = 24 * 2**20  # bytes of activations computed at once: more falls out of the processor's caches
+_CACHE_SHARE = 32 * 2**20  # bytes of activations computed at once; more falls out of caches and into fresh memory
 _STALE = 1.0  # seconds for which an answer about free memory holds
 _HEADROOM = 2.0  # what operations need besides their results, as a factor on the results
 _EXACT_PASSES = 16  # computed at once for a run that is exact
@@ -368,9 +368,9 @@ class Sampler:
             return 1
         if run.exact:
             return _EXACT_PASSES
-        each = max(int(self.engine.bytes_per_pass(inputs) * rows), 1)
-        fitting = max(_CACHE_SHARE * self.engine.stretch(rows) // each, 1)
-        return max(1, min(int(run.budget / _HEADROOM) // each, fitting))
+        most = int(run.budget / _HEADROOM) // max(self.engine.bytes_per_pass(inputs) * rows, 1)
+        fitting = _CACHE_SHARE * self.engine.stretch(rows) // max(self.engine.working_bytes(inputs) * rows, 1)
+        return max(1, min(most, fitting))
 
 
 def _stretches(rows: Tensor) -> list[tuple[int, int]]:
@@ -383,9 +383,14 @@ def _stretches(rows: Tensor) -> list[tuple[int, int]]:
     return list(zip(starts, stops, strict=True))
 
 
+def plain() -> contextlib.AbstractContextManager[None]:
+    """Inside, what the caller has switched on around us (autocast, inference mode, gradients) is off."""
+    on = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda") or torch.is_inference_mode_enabled()
+    return _without_modes() if on else torch.no_grad()
+
+
 @contextlib.contextmanager
-def plain() -> Iterator[None]:
-    """Inside, what the caller has switched on around us (autocast, inference mode) is off."""
+def _without_modes() -> Iterator[None]:
     with contextlib.ExitStack() as off:
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):

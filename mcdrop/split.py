@@ -25,7 +25,17 @@ from mcdrop.program import Program
 from mcdrop.recurrent import LAYERS, recurrent_layer
 from mcdrop.sites import Site
 
-__all__ = ["Part", "Split", "is_size", "measure", "scale_by_draw", "split", "spread_draw"]
+__all__ = [
+    "Part",
+    "Split",
+    "apply_folded",
+    "is_size",
+    "measure",
+    "scale_by_draw",
+    "scale_folded",
+    "split",
+    "spread_draw",
+]
 
 Node = Any  # fx.Node, whose arguments are typed too widely to be of use
 
@@ -311,7 +321,7 @@ def _apply(
     return function(x.unflatten(axis, x_sizes), drawn.unsqueeze(at), *rest).flatten(axis, axis + 1)
 
 
-def _apply_folded(
+def apply_folded(
     function: Callable[..., Tensor],
     x: Tensor,
     drawn: Tensor,
@@ -388,8 +398,8 @@ def scale_by_draw(x: Tensor, drawn: Tensor, axis: int | None, row_major: bool) -
     return _apply(scale, x, drawn, axis, row_major)
 
 
-def _scale_folded(x: Tensor, drawn: Tensor, axis: int, row_major: bool, unrepeated: bool = False) -> Tensor:
-    return _apply_folded(scale, x, drawn, axis, row_major, unrepeated=unrepeated)
+def scale_folded(x: Tensor, drawn: Tensor, axis: int, row_major: bool, unrepeated: bool = False) -> Tensor:
+    return apply_folded(scale, x, drawn, axis, row_major, unrepeated=unrepeated)
 
 
 def _alpha(x: Tensor, drawn: Tensor, axis: int | None, row_major: bool, p: float) -> Tensor:
@@ -397,7 +407,7 @@ def _alpha(x: Tensor, drawn: Tensor, axis: int | None, row_major: bool, p: float
 
 
 def _alpha_folded(x: Tensor, drawn: Tensor, axis: int, row_major: bool, p: float, unrepeated: bool = False) -> Tensor:
-    return _apply_folded(alpha_scale, x, drawn, axis, row_major, p, unrepeated=unrepeated)
+    return apply_folded(alpha_scale, x, drawn, axis, row_major, p, unrepeated=unrepeated)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -407,7 +417,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 _APPLY: dict[tuple[Any, bool], Callable[..., Tensor]] = {
     (scale, False): scale_by_draw,
-    (scale, True): _scale_folded,
+    (scale, True): scale_folded,
     (alpha_scale, False): _alpha,
     (alpha_scale, True): _alpha_folded,
 }

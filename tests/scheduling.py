@@ -53,6 +53,9 @@ class Engine:
     def stretch(self, rows: int) -> int:
         return 1
 
+    def working_bytes(self, inputs: Sequence[Tensor]) -> int:
+        return 100
+
 
 class Steady(Pace):
     """Learns nothing from slices that a test has held."""

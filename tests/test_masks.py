@@ -76,7 +76,33 @@ def test_chunks_of_any_length_keep_one_tensor(law: Law) -> None:
     if law == "bernoulli":
         for start in range(1, 60):
             assert torch.equal(draw(masks, what, [5, 6], range(start, 110), 5)[: 100 - start], whole[start:])
-        assert [len(kept) for kept in masks._ready.tensors.values()] == [100], "later chunks are unpacked"
+        assert [len(kept) for kept in masks._ready.tensors.values()] == [200], "more, for the chunks that come next"
+
+
+@pytest.mark.parametrize("most", [0, 20, 40, 70, 1000])
+def test_only_as_many_passes_as_fit_are_kept_ready(most: int) -> None:
+    masks, whole = Masks(), draw(Masks(), site(), [5, 6], range(60), 5)
+    for _ in range(2):
+        for start in range(0, 60, 10):
+            passes = range(start, start + 10)
+            found = masks.draw(
+                site(), [5, 6], seed=4, passes=passes, row_count=5, rows=None, device=torch.device("cpu"), most=most
+            )
+            assert torch.equal(found, whole[start : start + 10])
+    assert sum(map(len, masks._ready.tensors.values())) == {0: 0, 20: 20, 40: 40, 70: 64, 1000: 64}[most]
+
+
+def test_passes_that_are_kept_ready_stay_under_the_bound() -> None:
+    bound = 3 * _ENTRY + 4 * 6 * 3 * 50
+    masks = Masks(ready_bound=bound)
+    assert masks.passes_kept(6 * 3, 3) == 50
+    assert Masks(ready_bound=10).passes_kept(6 * 3, 3) == 0
+    for index in range(3):
+        masks.draw(
+            site(index=index), [5, 6], seed=4, passes=range(50), row_count=5, rows=None, device=torch.device("cpu"),
+            most=50,
+        )  # fmt: skip
+    assert masks._ready.held == bound, "all of them"
 
 
 def test_what_is_longer_takes_the_place_of_what_was_kept() -> None:

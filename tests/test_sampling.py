@@ -57,6 +57,9 @@ class Counting:
     def stretch(self, rows: int) -> int:
         return 1
 
+    def working_bytes(self, inputs: Sequence[Tensor]) -> int:
+        return 100
+
 
 def sampler(engine: Any, max_memory: int | None = 10**6) -> Sampler:
     return Sampler(engine, [True], max_memory)

@@ -207,7 +207,7 @@ def test_convolutions_have_their_weights_channels_last_on_a_cpu(tmp_path: Path) 
     for each in (mc, MCDropout.load(tmp_path / "model"), mc.to("cpu")):
         program = graph(each).program
         weight = next(weight for weight in program.weights.values() if weight.ndim == 4)
-        assert weight.is_contiguous(memory_format=torch.channels_last)
+        assert weight.stride() == (9, 1, 3, 1), "which of the layouts it is shows with one channel too"
         assert torch.equal(weight, network[0].weight)
     assert network[0].weight.stride() == nn.Conv2d(1, 3, 3).weight.stride()
 
