@@ -192,6 +192,11 @@ class Part:
                 graph.erase_node(node)
             else:
                 node.target = _QUICK.get(node.target, node.target)
+            if node.target is torch.nn.functional.linear and node.args[0].target in _TURNS:
+                with graph.inserting_before(
+                    node
+                ):  # else PyTorch takes a batch of products and copies the weight for each
+                    node.args = (graph.call_function(aten.contiguous.default, node.args[:1]), *node.args[1:])
         self.module = fx.GraphModule({}, graph)
         self._function = type(self.module).forward
 
@@ -410,11 +415,6 @@ def _alpha_folded(x: Tensor, drawn: Tensor, axis: int, row_major: bool, p: float
     return apply_folded(alpha_scale, x, drawn, axis, row_major, p, unrepeated=unrepeated)
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A linear layer of what lies in order; else PyTorch takes a batch of products and copies the weight for each."""
-    return torch.nn.functional.linear(x.contiguous() if x.ndim > 2 else x, weight, bias)
-
-
 _APPLY: dict[tuple[Any, bool], Callable[..., Tensor]] = {
     (scale, False): scale_by_draw,
     (scale, True): scale_folded,
@@ -427,7 +427,7 @@ _QUICK: dict[Any, Callable[..., Any]] = {
     aten.add.Tensor: torch.add,
     aten.conv2d.default: torch.conv2d,
     aten.layer_norm.default: torch.layer_norm,
-    aten.linear.default: _linear,
+    aten.linear.default: torch.nn.functional.linear,
     aten.matmul.default: torch.matmul,
     aten.max_pool2d.default: torch.max_pool2d,
     aten.mul.Tensor: torch.mul,
@@ -436,6 +436,8 @@ _QUICK: dict[Any, Callable[..., Any]] = {
     aten.sym_size.int: Tensor.size,
     aten.transpose.int: torch.transpose,
 }
+
+_TURNS = {torch.transpose, aten.permute.default}
 
 _MAPPED: dict[Any, Any] = {
     aten.scaled_dot_product_attention.default: _attention,
