@@ -187,6 +187,25 @@ def test_a_certified_tolerance_is_hardly_ever_missed(draw: Draw, truth: float) -
     assert missed <= binom.isf(FALSE_ALARM, rows, 0.05)
 
 
+def test_a_certified_mean_is_near_both_bounds_also_where_it_is_not_in_their_middle() -> None:
+    """Later passes weigh less in a sequence than in the mean: here some are 0.1 and all later ones 0.9."""
+    half, tolerance = 48, 0.1
+    path = [0.1] * half + [0.9] * 3000
+
+    def draw(rng: np.random.Generator, passes: int, rows: int) -> np.ndarray:
+        begin = seen[0]
+        seen[0] += passes
+        return np.tile(np.array(path[begin : begin + passes])[:, None], (1, rows))
+
+    def is_near(x: list[float]) -> bool:
+        lower, upper = oracles.lower_bound(x, 0.025), 1 - oracles.lower_bound([1 - value for value in x], 0.025)
+        return sum(x) / len(x) - lower <= tolerance and upper - sum(x) / len(x) <= tolerance
+
+    seen, rule = [0], Rule(3000, tolerance=tolerance, certified=True, task="binary")
+    found = stopped(rule, Task("binary", output_kind="probs"), draw, rows=1)
+    assert found.passes.item() == next(n for n in oracles.looks(3000) if n >= 74 and is_near(path[:n]))
+
+
 @pytest.mark.parametrize("gap", [0.3, 0.1, 0.0])
 def test_a_settled_label_is_rarely_wrong(gap: float) -> None:
     """Three classes, of which the first leads the second by `gap`; with 0 each settled label counts as wrong."""
