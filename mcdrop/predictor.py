@@ -161,7 +161,7 @@ class MCDropout:
                     allow_row_interaction=allow_row_interaction,
                     max_memory=max_memory,
                     thinned=thinned,
-                    fast=fast,
+                    fast=fast and not compile,  # which does as much, and better when it sees all
                     choice=choice,
                 )
         kind.check_outputs(captured.output_example)
@@ -620,7 +620,7 @@ class MCDropout:
                 raise
             raise BundleError(f"{os.fspath(folder)}: model.json chooses what cannot be: {error}") from error
         try:
-            task, signature, captured = restore(program, meta, choice, max_memory, thinned, fast)
+            task, signature, captured = restore(program, meta, choice, max_memory, thinned, fast and not compile)
             self = object.__new__(cls)
             self._setup(
                 task, signature, captured, meta["num_samples"], meta["seed"], meta["masks"], meta.get("name"),

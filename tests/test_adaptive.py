@@ -348,7 +348,7 @@ def counted(engine: Any, x: Tensor, most: int, tolerance: float) -> tuple[Sample
 class Scaled(Counting):
     """Pass t of a row x is x times +1 or -1: rows differ in their spread."""
 
-    def passes(self, inputs: Any, prepared: Any, *, passes: range, seed: int, rows: Any) -> tuple[Tensor, ...]:
+    def passes(self, inputs: Any, prepared: Any, *, passes: range, seed: int, rows: Any, balanced: bool) -> Any:
         self.asked.append((len(inputs[0]), passes))
         assert torch.equal(prepared[0], inputs[0])
         return (prepared[0] * torch.tensor([float(t % 2 * 2 - 1) for t in passes]).view(-1, 1, 1),)

@@ -216,7 +216,7 @@ class Turning(Model):
     def __init__(self) -> None:
         super().__init__()
 
-        def passes(inputs: Any, prepared: Any, *, passes: range, seed: int, rows: Any) -> Any:
+        def passes(inputs: Any, prepared: Any, *, passes: range, seed: int, rows: Any, balanced: bool) -> Any:
             return (prepared[0] * torch.tensor([float(t % 2 * 2 - 1) for t in passes]).view(-1, 1, 1),)
 
         self.sampler.engine.passes = passes  # type: ignore[method-assign]
