@@ -106,9 +106,9 @@ class Thinned:
         for group in range(first, passes.stop, together):
             start, stop = max(group - passes.start, 0), min(group + together, passes.stop) - passes.start
             drawn = [draw[start:stop] for draw in draws]
-            taken: tuple[Tensor, ...] = ()
-            if self._takes:
-                taken = self.kept.get(seed, passes[start:stop], partial(self._taken, drawn))
+            take = partial(self._taken, drawn)
+            begins = group >= passes.start  # or else another chunk has the beginning
+            taken = self.kept.get(seed, passes[start:stop], take) if self._takes and begins else take()
             each.append(self._computed(same, drawn, taken))
         return tuple(torch.cat(outputs) for outputs in zip(*each, strict=True))
 

@@ -534,7 +534,7 @@ def test_kept_weights_stay_within_their_bound():
 
     def ask(seed: int, number: int) -> None:
         passes = range(number, number + 1)
-        kept.get(seed, passes, lambda: made.append((seed, number)) or (torch.zeros(2), torch.zeros(1)))
+        kept.get(seed, passes, lambda: made.append((seed, number)) or (torch.zeros(1, 2), torch.zeros(1, 1)))
         assert kept.held == 12 * sum(map(len, kept.series.values())) <= kept.bound
 
     passes = [(1, number) for number in range(5)]
@@ -548,3 +548,36 @@ def test_kept_weights_stay_within_their_bound():
     assert list(kept.series) == [2]
     ask(2, 0)
     assert len(made) == 14
+
+
+def test_one_group_serves_all_that_begin_with_it():
+    kept = KeptPasses(1000)
+
+    def ask(count: int, *, makes: bool) -> None:
+        found = kept.get("seed", range(8, 8 + count), lambda: calls.append(count) or (torch.arange(count),))
+        assert found[0].tolist() == [*range(count)]
+        assert calls == ([count] if makes else [])
+        calls.clear()
+
+    calls: list[int] = []
+    for count, makes in ((3, True), (3, True), (3, False), (2, False), (5, True), (5, False), (4, False)):
+        ask(count, makes=makes)
+        assert kept.held == 8 * sum(len(each[8][0]) for each in kept.series.values())
+    assert kept.held == 8 * 5
+
+
+def test_chunks_of_any_length_keep_the_same_groups(mc: MCDropout, rows: Tensor):
+    engine = mc._engine
+    assert isinstance(engine, GraphEngine)
+    assert engine.thinned is not None
+    whole = mc.sample(rows, num_samples=40, seed=21)
+    engine.thinned.kept = KeptPasses(engine.thinned.kept.bound)
+    for count in (40, 40, 33, 17, 25, 39):
+        assert torch.allclose(mc.sample(rows, num_samples=count, seed=21), whole[:count], rtol=1e-5, atol=1e-6)
+    for budget in (3, 5, 7):
+        run = mc.start(rows, num_samples=40, seed=21)
+        while not run.done:
+            mc.advance(run, budget)
+    groups = [first for kept in engine.thinned.kept.series.values() for first in kept]
+    assert groups == sorted(set(groups))
+    assert len(groups) == -(-40 // engine.thinned.together)
