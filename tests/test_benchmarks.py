@@ -23,6 +23,7 @@ from benchmarks.results import CaseResult, MemoryResult, Result, Results, load, 
 from benchmarks.verdicts import Reference, references, verdict
 from bounds import hoeffding_band
 from mcdrop.layers import DropPath
+from mcdrop.predictor import MCDropout
 
 
 class Hidden(nn.Module):
@@ -449,3 +450,11 @@ def test_what_fewer_passes_are_worth_is_measured_against_shared_masks(monkeypatc
     assert min(factors["balanced"], factors["exact last layer"]) > 1e6
     with pytest.raises(SystemExit):
         estimators.main(["unknown"])
+
+
+def test_small_convolutions_are_counted() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 3, 2), nn.Flatten(), nn.Dropout(), nn.Linear(27, 2)).eval()
+    mc = MCDropout(network, torch.randn(2, 1, 4, 4), task="raw", num_samples=4)
+    inputs = torch.randn(1, 1, 4, 4)
+    mc(inputs)  # measures what a pass of this shape takes
+    assert floors.computed(lambda: mc(inputs)) == 2 * (3 * 9 * 4 + 4 * 27 * 2)
