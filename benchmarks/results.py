@@ -54,12 +54,12 @@ class Result:
         """The time that the least operations take at the rate of the product, over that of a warm call."""
         return floor.least(self.rows, self.num_samples) / PRODUCT * self.lead("product")
 
-    def saved(self, floor: Floor) -> float:
+    def saved(self, floor: Floor) -> float | None:
         """(1 - t / t_rep) / (1 - F / F_rep): the time of the replicated batch that a warm call saves, as a share, over
-        the share of its operations that it saves.
+        the share of its operations that it saves; None where it saves none.
         """
         operations = self.operations / floor.plain(self.rows, self.num_samples)
-        return (1 - 1 / self.lead("replicated")) / (1 - operations)
+        return (1 - 1 / self.lead("replicated")) / (1 - operations) if operations < 1 else None
 
 
 @dataclass(frozen=True)
