@@ -30,7 +30,7 @@ Calls = dict[str, Callable[[], object]]
 
 def captured(case: Case, model: nn.Module, inputs: Tensor, num_samples: int = 2) -> MCDropout:
     """The network of a case as mcdrop has it."""
-    return MCDropout(model, inputs, task="classification", num_samples=num_samples, **case.keywords)
+    return MCDropout(model, inputs, task="classification", num_samples=num_samples, engine="graph", **case.keywords)
 
 
 def measure(case: Case, point: Point) -> Result:

@@ -1,10 +1,12 @@
 """What `torch.export` does not know by itself: rules that stand while a network is traced, and are gone afterwards.
 
 causal masks     `nn.TransformerEncoder` looks at the values of a mask, which a tracer does not have
+lengths          `len(x)` has to be an integer, which would fix the number of rows
 distributions    `torch.distributions` checks the values of its arguments
 recurrence       a tracer takes an LSTM, GRU or RNN apart step by step, which fixes its length and takes its time
 """
 
+import builtins
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +26,7 @@ __all__ = ["recurrence_kept_whole", "tracer_rules"]
 @contextlib.contextmanager
 def tracer_rules() -> Iterator[None]:
     """Inside, a tracer on this thread follows all rules of this module."""
-    with _explicit_causal_masks(), _trusted_distributions(), _EvenParts(), recurrence_kept_whole():
+    with _explicit_causal_masks(), _open_lengths(), _trusted_distributions(), _EvenParts(), recurrence_kept_whole():
         yield
 
 
@@ -33,6 +35,22 @@ def _explicit_causal_masks() -> Iterator[None]:
     """`nn.TransformerEncoder` looks into its mask to see whether it is causal; a tracer cannot. A mask is a mask."""
     detect = "torch.nn.modules.transformer._detect_is_causal_mask"
     with mock.patch(detect, lambda mask, is_causal=None, size=None: is_causal is True):
+        yield
+
+
+@contextlib.contextmanager
+def _open_lengths() -> Iterator[None]:
+    """`len` of a tensor, on this thread, is its first size as the tracer has it: open where that is open.
+
+    The built-in one makes an integer of what is asked for; the tracer itself replaces `max` and `min` likewise.
+    """
+    counted, thread = builtins.len, threading.get_ident()
+
+    def length(x: Any, /) -> Any:
+        open_size = isinstance(x, Tensor) and x.ndim and threading.get_ident() == thread
+        return x.shape[0] if open_size else counted(x)
+
+    with mock.patch.object(builtins, "len", length):
         yield
 
 

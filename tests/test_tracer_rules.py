@@ -1,4 +1,4 @@
-"""What a tracer is told: even parts, recurrent layers of any length; and nobody else's tracing is touched."""
+"""What a tracer is told: lengths, even parts, recurrent layers of any length; and nobody else's tracing is touched."""
 
 import threading
 from collections.abc import Callable
@@ -35,6 +35,27 @@ def test_sequences_of_any_length(model: Callable[[], nn.Module]) -> None:
         for masks in ("shared", "independent"):
             ours, truth = (mc.sample(x, num_samples=4, seed=1, masks=masks) for mc in (graph, eager))
             torch.testing.assert_close(ours, truth, rtol=1e-5, atol=1e-5)
+
+
+def test_a_length_keeps_the_number_of_rows_open() -> None:
+    class FirstToken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Parameter(torch.ones(1, 1, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = torch.cat([self.first.expand(len(x), -1, -1), x.view(len(x), -1, 4)], 1)
+            return nn.functional.dropout(tokens, 0.5, self.training).sum(1) / len(self.first.shape)
+
+    before = len
+    graph, eager = (
+        MCDropout(FirstToken(), torch.randn(3, 8), task="raw", engine=engine) for engine in ("graph", "eager")
+    )
+    assert len is before
+    for rows in (1, 3, 5):
+        x = torch.randn(rows, 8)
+        ours, truth = (mc.sample(x, num_samples=4, seed=1) for mc in (graph, eager))
+        torch.testing.assert_close(ours, truth)
 
 
 def test_parts_of_an_open_length_are_even_or_left_to_the_tracer() -> None:
