@@ -60,6 +60,7 @@ class Block:
     count: int  # rows; 0 once all have left
     numbers: Tensor | None  # of the rows in their request, where rows draw for themselves
     sink: Sink
+    leaving: LeavingSink | None = None  # the sink, where rows may leave
     passes: int = 0
     prepared: list[Tensor] | None = None
     counted: Tensor | None = None  # which rows the sink takes, where those that left cannot be cut off; None: all

@@ -163,7 +163,9 @@ class Sampler:
         for start in range(0, count, most):
             stop = min(start + most, count)
             part = inputs if stop - start == count else self._cut(inputs, start, stop)
-            blocks.append(Block(part, stop - start, run.numbers_of(start, stop), run.make_sink()))
+            sink = run.make_sink()
+            leaving = sink if run.looks and isinstance(sink, LeavingSink) else None
+            blocks.append(Block(part, stop - start, run.numbers_of(start, stop), sink, leaving))
         return blocks
 
     def _rows_of(self, run: Run, start: int, stop: int) -> Run:
@@ -316,8 +318,8 @@ class Sampler:
                 block.work += len(passes) * block.count
             start = passes.stop
         for block in blocks:
-            if isinstance(block.sink, LeavingSink):
-                self._let_leave(block, block.sink.leave())
+            if block.leaving is not None:
+                self._let_leave(block, block.leaving.leave())
 
     def _let_leave(self, block: Block, stay: Tensor | None) -> None:
         """Go on with some rows of a block alone, by their numbers in it; None: all of them."""
