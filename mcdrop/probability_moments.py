@@ -23,6 +23,7 @@ from mcdrop.sums import CentralSums, GroupSums, Place, jackknife_standard_error
 __all__ = ["BinaryAccumulator", "ClassAccumulator"]
 
 _FEW = 2**14  # probabilities that are kept until entropies and votes are asked for
+_REGISTER = 64  # bytes of a vector register
 
 
 class ProbabilityAccumulator(Accumulator):
@@ -233,7 +234,7 @@ class ClassAccumulator(ProbabilityAccumulator):
 
     def _probabilities(self, chunk: Tensor) -> Tensor:
         if self.task.output_kind == "logits":
-            return chunk.softmax(dim=2)
+            return _softmax(chunk)
         total = chunk.sum(dim=2, keepdim=True)
         if not bool((((total - 1).abs() <= self._tolerance) & (chunk >= -self._tolerance)).all()):
             off = (total - 1).abs().max().item()
@@ -254,6 +255,13 @@ class ClassAccumulator(ProbabilityAccumulator):
     def _predict(self, shared: dict[str, Any]) -> Prediction:
         from_end = self.task.axis(len(self._layout)) - len(self._layout)
         return ClassificationPrediction(class_axis=from_end, **self._fields(), **shared)
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    """Over axis 2. PyTorch takes classes one by one where they do not fill a register: rows then lie side by side."""
+    if logits.ndim == 3 and logits.shape[2] * logits.itemsize < _REGISTER and logits.device.type == "cpu":
+        return logits.transpose(1, 2).contiguous().softmax(dim=1).transpose(1, 2).contiguous()
+    return logits.softmax(dim=2)
 
 
 class BinaryAccumulator(ProbabilityAccumulator):

@@ -256,6 +256,18 @@ def test_equal_passes_have_no_variance_no_mutual_information_and_no_nan(
         assert got.standard_errors["mean"].min() > 0  # 0 by luck is never reported for a probability
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("classes", [2, 7, 8, 15, 16, 17])
+def test_few_classes_or_many_in_rows_of_any_number(classes: int, dtype: torch.dtype) -> None:
+    """Those that do not fill a vector register are computed in another order than those that do."""
+    for rows in (1, 7, 33):
+        logits = 4 * draw(6, rows, classes, dtype=dtype)
+        got, equal = predict(Task("classification"), logits), logits[:1].expand(6, -1, -1)
+        assert got.mean.is_contiguous()
+        torch.testing.assert_close(got.mean, logits.double().softmax(-1).mean(0).to(dtype))
+        assert predict(Task("classification"), equal).variance.eq(0).all()
+
+
 @pytest.mark.parametrize(("task", "shape"), [TASKS["classification"], TASKS["binary"]])
 def test_certain_passes_that_contradict_each_other(task: Task, shape: tuple[int, ...]) -> None:
     outputs = torch.full((2, *shape), -200.0)
