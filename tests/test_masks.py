@@ -33,6 +33,14 @@ def test_any_passes_are_the_slice_of_all(passes: range) -> None:
     assert torch.equal(draw(masks, site(), [9, 6], passes, 9), whole[passes.start : passes.stop])  # cached, other rows
 
 
+def test_few_passes_are_drawn_for_few_and_more_for_more() -> None:
+    masks = Masks(ready_bound=0)
+    whole = draw(Masks(), site(), [5, 6], range(500), 5)
+    for stop, drawn in ((7, 32), (32, 32), (33, 64), (7, 64), (500, 512)):
+        assert torch.equal(draw(masks, site(), [5, 6], range(stop), 5), whole[:stop])
+        assert [len(bits) for bits in masks._bits.tensors.values()] == [drawn]
+
+
 def test_rows_draw_for_themselves() -> None:
     three = draw(Masks(), site(), [3, 6], range(4), 3, torch.arange(3))
     moved = draw(Masks(), site(), [2, 6], range(4), 2, torch.tensor([2, 0]))
