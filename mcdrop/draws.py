@@ -15,7 +15,7 @@ them as opaque; in a finished `Program` they are the plain functions below.
 import torch
 from torch import Tensor
 
-__all__ = ["OPERATORS", "alpha_affine", "alpha_scale", "bernoulli", "noise", "scale"]
+__all__ = ["OPERATORS", "alpha_affine", "alpha_scale", "bernoulli", "draw_operators", "noise", "scale"]
 
 _SELU_SATURATION = 1.7580993408473766  # alpha * lambda of SELU, the constant of ATen's alpha_dropout
 
@@ -28,6 +28,7 @@ torch.library.register_fake("mcdrop::noise", lambda index, sizes: torch.empty(si
 torch.library.register_fake("mcdrop::scale", lambda x, noise: torch.empty_like(x), lib=_library)
 torch.library.register_fake("mcdrop::alpha_scale", lambda x, noise, p: torch.empty_like(x), lib=_library)
 torch.library.register_fake("mcdrop::bernoulli", lambda uniform, probs: torch.empty_like(probs), lib=_library)
+draw_operators = torch.ops.mcdrop
 torch.fx.node.has_side_effect(torch.ops.mcdrop.noise.default)  # a draw that nothing reads keeps its number
 
 

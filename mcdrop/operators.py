@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from mcdrop import sites
+from mcdrop import draws
 
 __all__ = ["FACTORIES", "FAMILIES", "FUNCTIONS", "OPERATORS", "SWITCHED_OFF", "ZEROED", "function_of", "name_of"]
 
@@ -249,10 +249,10 @@ FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "operator.ge": operator.ge,
     "torch.sym_max": torch.sym_max,
     "torch.sym_min": torch.sym_min,
-    "mcdrop.noise": sites.noise,
-    "mcdrop.scale": sites.scale,
-    "mcdrop.alpha_scale": sites.alpha_scale,
-    "mcdrop.bernoulli": sites.bernoulli,
+    "mcdrop.noise": draws.noise,
+    "mcdrop.scale": draws.scale,
+    "mcdrop.alpha_scale": draws.alpha_scale,
+    "mcdrop.bernoulli": draws.bernoulli,
 }
 """Arithmetic on sizes, and the three functions by which noise enters."""
 

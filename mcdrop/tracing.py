@@ -27,10 +27,11 @@ from torch.utils._sympy import functions as sizes
 
 from mcdrop.draws import OPERATORS
 from mcdrop.errors import CaptureError, McdropError
+from mcdrop.exposing import expose
 from mcdrop.inputs import InputSpec
 from mcdrop.program import Program
 from mcdrop.recurrent import LAYERS
-from mcdrop.sites import LIBRARIES, UNREACHED, Found, Site, expose
+from mcdrop.sites import LIBRARIES, UNREACHED, Found, Site
 from mcdrop.tracer_rules import tracer_rules
 
 __all__ = ["EXPORT_LOCK", "trace"]

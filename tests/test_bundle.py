@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from mcdrop import bundle, sites
+from mcdrop import bundle, draws, sites
 from mcdrop.bundle import FILES, FORMAT, read_bundle, read_meta, write_bundle
 from mcdrop.errors import BundleError
 from mcdrop.inputs import InputSpec
@@ -35,7 +35,7 @@ def small_program() -> Program:
     tied = graph.create_node("get_attr", "tied.weight", name="tied_weight")
     rows = graph.call_function(aten.sym_size.int, (x, 0))
     y = graph.call_function(aten.linear.default, (x, weight))
-    y = graph.call_function(sites.scale, (y, graph.call_function(sites.noise, (0, [rows, 3]))))
+    y = graph.call_function(draws.scale, (y, graph.call_function(draws.noise, (0, [rows, 3]))))
     y = graph.call_function(aten.clamp.default, (y, -math.inf, math.inf))
     y = graph.call_function(aten.matmul.default, (y, tied))
     zeros = graph.call_function(aten.full.default, ([3], 0.5), {"dtype": torch.float32, "device": torch.device("cpu")})
@@ -67,8 +67,8 @@ def run(program: Program, *inputs: Tensor) -> tuple[Any, ...]:
     values: dict[fx.Node, Any] = {}
     given = iter(inputs)
     plain: dict[object, Callable[..., Any]] = {
-        sites.noise: lambda index, sizes: torch.ones(sizes),
-        sites.scale: torch.mul,
+        draws.noise: lambda index, sizes: torch.ones(sizes),
+        draws.scale: torch.mul,
     }
     for node in program.graph.nodes:
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)

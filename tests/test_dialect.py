@@ -11,6 +11,7 @@ from torch import fx
 
 from mcdrop import sites
 from mcdrop.dialect import check_call, check_graph
+from mcdrop.draws import alpha_scale, noise, scale
 from mcdrop.operators import name_of
 from mcdrop.strictjson import Refused
 
@@ -55,9 +56,9 @@ def check(function: Any, *args: Any, **kwargs: Any) -> None:
         (operator.getitem, (X, 1), {}),
         (operator.pow, (X, 2), {}),
         (torch.sym_max, (X, 2), {}),
-        (sites.noise, (0, [X, 1024]), {}),
-        (sites.scale, (X, X), {}),
-        (sites.alpha_scale, (X, X, 0.5), {}),
+        (noise, (0, [X, 1024]), {}),
+        (scale, (X, X), {}),
+        (alpha_scale, (X, X, 0.5), {}),
     ],
 )
 def test_ordinary_calls_pass(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -112,11 +113,11 @@ def test_ordinary_calls_pass(function: Callable[..., Any], args: tuple[Any, ...]
         (operator.pow, (2, X), {}, "exponent"),
         (operator.getitem, (X, X), {}, "takes a position"),
         (operator.getitem, (X, "__class__"), {}, "nodes and numbers"),
-        (sites.noise, (0, X), {}, "takes a list of sizes"),
-        (sites.noise, (0, [2**30, 4]), {}, "more than"),
-        (sites.noise, (0,), {}, "mcdrop.noise"),
-        (sites.scale, (X, "y"), {}, "nodes and numbers"),
-        (sites.alpha_scale, (X, X, 0.5, 0.5), {}, "mcdrop.alpha_scale"),
+        (noise, (0, X), {}, "takes a list of sizes"),
+        (noise, (0, [2**30, 4]), {}, "more than"),
+        (noise, (0,), {}, "mcdrop.noise"),
+        (scale, (X, "y"), {}, "nodes and numbers"),
+        (alpha_scale, (X, X, 0.5, 0.5), {}, "mcdrop.alpha_scale"),
     ],
 )
 def test_crafted_calls_are_refused(
@@ -142,7 +143,7 @@ def graph(draws: tuple[Any, ...] = (0,)) -> fx.Graph:
     w = built.create_node("get_attr", "fc.weight", name="w")
     y = built.call_function(aten.linear.default, (x, w))
     for index in draws:
-        y = built.call_function(sites.scale, (y, built.call_function(sites.noise, (index, [1, 4]))))
+        y = built.call_function(scale, (y, built.call_function(noise, (index, [1, 4]))))
     built.output((y,))
     return built
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import mcdrop
 import model_networks
-from mcdrop import api_errors, errors, fields, findings, layers, prediction, sites
+from mcdrop import api_errors, errors, exposing, fields, findings, layers, prediction
 from mcdrop.api import show_model
 from mcdrop.cli import _parser, main
 from mcdrop.client import Client
@@ -468,7 +468,7 @@ def test_every_kind_and_operation_has_its_line(kinds):
     assert set(kinds) == set(KINDS)
     listed = {name for row in kinds.values() for name in words(row["operations in the graph"])}
     listed |= words(next(line for line in section("Kinds of dropout").splitlines() if line.startswith("RReLU")))
-    assert listed == {str(operation).removeprefix("aten.") for operation in sites.TABLE}
+    assert listed == {str(operation).removeprefix("aten.") for operation in exposing.TABLE}
 
 
 def test_every_layer_has_its_line():

@@ -40,7 +40,7 @@ def _rows_interact(evidence: Evidence) -> Iterator[tuple[Place, str]]:
     "unknown-randomness",
     "error",
     title="a random operation of unknown law",
-    source="mcdrop.sites.TABLE: the operations whose law is known",
+    source="mcdrop.exposing.TABLE: the operations whose law is known",
     advice="Write the noise with dropout, bernoulli, uniform or normal draws, or switch it off in evaluation mode.",
 )
 def _unknown_randomness(evidence: Evidence) -> Iterator[tuple[Place, str]]:
