@@ -4,7 +4,6 @@ The n-th draw of a pass is site n, as in a captured program, so that both engine
 """
 
 import math
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from mcdrop import draws
 from mcdrop.balance import balanced_mask
 from mcdrop.choosing import Choice, Place
 from mcdrop.noise import keep_mask, normal, uniform
-from mcdrop.sites import Law, own_path
+from mcdrop.sites import LIBRARIES, Law, own_path
 
 __all__ = ["Chosen", "Drawn", "Given", "Neutral", "Places", "Seeded", "Supply", "Traced", "caller"]
 
@@ -247,9 +246,7 @@ def caller() -> str:
     place = "an unknown line"
     while frame.f_back is not None:
         name = frame.f_code.co_filename
-        if not any(
-            part in name for part in ("/torch/", "\\torch\\", os.path.dirname(__file__))
-        ) and not name.startswith("<"):
+        if not name.startswith((*LIBRARIES, "<")):
             return f"{name}:{frame.f_lineno}"
         frame = frame.f_back
     return place
