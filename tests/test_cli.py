@@ -20,8 +20,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mcdrop.cli import TASKS, main
+from mcdrop.cli import main
 from mcdrop.client import Client
+from mcdrop.network_arguments import TASKS
 from mcdrop.predictor import MCDropout
 from mcdrop.tasks import TaskName
 from service.server import serving

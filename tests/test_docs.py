@@ -29,9 +29,10 @@ import mcdrop
 import model_networks
 from mcdrop import api_errors, errors, exposing, fields, findings, layers, prediction
 from mcdrop.api import show_model
-from mcdrop.cli import _parser, main
+from mcdrop.cli import main
 from mcdrop.client import Client
 from mcdrop.errors import McdropError
+from mcdrop.parser import make_parser
 from mcdrop.predictor import MCDropout
 from metering import described
 from service.app import create_app
@@ -192,7 +193,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("mcdrop ")])
 def test_mcdrop_commands_parse(command):
-    assert _parser().parse_args(shlex.split(command)[1:]).command == shlex.split(command)[1]
+    assert make_parser().parse_args(shlex.split(command)[1:]).command == shlex.split(command)[1]
 
 
 OF_FILES = [
@@ -291,7 +292,7 @@ def test_every_metric_has_its_line():
 
 def test_the_command_line_shows_every_setting(capsys):
     with pytest.raises(SystemExit):
-        _parser().parse_args(["serve", "--help"])
+        make_parser().parse_args(["serve", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     for name, field in Settings.model_fields.items():
         flag = "MODELS" if name == "models" else f"--{name.replace('_', '-')} "

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from mcdrop import sweep_command, sweep_report
-from mcdrop.cli import _parser, main
+from mcdrop.cli import main
 from mcdrop.digits import digit_mlp, few_digits, load_digits
 from mcdrop.errors import NoDropoutError, SettingError
+from mcdrop.parser import make_parser
 from mcdrop.predictor import MCDropout
 from mcdrop.sweep import ignorant_loss, score, sweep
 from mcdrop.terminal import open_console
@@ -478,7 +479,7 @@ def test_the_page_shows_a_sweep_as_it_is_printed(tmp_path, monkeypatch, capsys):
     """The same words around other numbers, up to the verdicts, which depend on them."""
     blocks = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
     commands = [line.removeprefix("$ ") for kind, text in blocks if kind == "console" for line in text.splitlines()]
-    assert [_parser().parse_args(shlex.split(command)[1:]).command for command in commands] == ["sweep"] * 3
+    assert [make_parser().parse_args(shlex.split(command)[1:]).command for command in commands] == ["sweep"] * 3
     (shown,) = (text for kind, text in blocks if kind == "text")
     monkeypatch.chdir(tmp_path)
     assert main([*shlex.split(commands[0])[1:], "--seeds", "2", "--epochs", "1", "--num-samples", "2"]) == 0
