@@ -26,7 +26,7 @@ from mcdrop.examples import example_inputs, proof_rows
 from mcdrop.flags import same
 from mcdrop.proofs import PROOF_SEED, gap, rounding
 from mcdrop.sampling import plain
-from mcdrop.split import Part
+from mcdrop.part import Part
 
 __all__ = ["compile_engine"]
 

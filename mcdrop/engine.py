@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, fx
 
 from mcdrop.masks import Masks
+from mcdrop.part import Part
 from mcdrop.program import Program
 from mcdrop.sites import Site
-from mcdrop.split import Part, measure, split
+from mcdrop.split import measure, split
 from mcdrop.thinning import STRETCH, Thinned
 
 __all__ = ["Engine", "GraphEngine", "Mode"]

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, fx
 
 from mcdrop.lean import PATCHES, add_into, convolution, dropped_linear, scale_into
-from mcdrop.split import Part, scale_folded
+from mcdrop.lowering import scale_folded
+from mcdrop.part import Part
 
 __all__ = ["fused"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mcdrop.draws import scale
-from mcdrop.split import apply_folded, scale_folded
+from mcdrop.lowering import apply_folded, scale_folded
 
 __all__ = ["add_into", "convolution", "dropped_linear", "is_small", "scale_into", "smaller_side"]
 

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, fx
 
 from mcdrop.kept_units import Cut
+from mcdrop.lowering import scale_by_draw
+from mcdrop.part import Part
 from mcdrop.sites import Site
-from mcdrop.split import Part, scale_by_draw
 from mcdrop.unit_operations import ARITHMETIC, CHANNEL_WISE, UNIT_WISE, ZERO_KEEPING
 
 __all__ = ["Kind", "Needs", "kinds_of"]

@@ -15,9 +15,9 @@ from torch import fx
 from mcdrop.draws import scale
 from mcdrop.kept_units import Cut, Gather, Index, Kept, Scales, filled, select
 from mcdrop.needs import Kind, Needs
+from mcdrop.part import Part
 from mcdrop.pass_cost import ELEMENT, FLOP, RAGGED, share
 from mcdrop.sites import Site
-from mcdrop.split import Part
 from mcdrop.unit_operations import ARITHMETIC, CHANNEL_WISE, GROUPS, QUOTIENTS, SUMS, WEIGHT_AXES, ZERO_KEEPING
 
 __all__ = ["Rewriter"]

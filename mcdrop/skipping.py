@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mcdrop.split import scale_by_draw, spread_draw
+from mcdrop.lowering import scale_by_draw, spread_draw
 from mcdrop.unit_operations import QUOTIENTS
 
 __all__ = ["skip_blocks"]

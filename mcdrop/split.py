@@ -21,21 +21,12 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mcdrop.draws import alpha_scale, noise, scale
+from mcdrop.lowering import APPLY, MAPPED, repeat, spread_draw, spread_folded
+from mcdrop.part import Part
 from mcdrop.program import Program
-from mcdrop.recurrent import LAYERS, recurrent_layer
 from mcdrop.sites import Site
 
-__all__ = [
-    "Part",
-    "Split",
-    "apply_folded",
-    "is_size",
-    "measure",
-    "scale_by_draw",
-    "scale_folded",
-    "split",
-    "spread_draw",
-]
+__all__ = ["Split", "is_size", "measure", "split"]
 
 Node = Any  # fx.Node, whose arguments are typed too widely to be of use
 
@@ -62,9 +53,9 @@ class Split:
         stochastic_outputs: of each output, whether a draw reaches it.
     """
 
-    prefix: "Part"
-    mapped: "Part"
-    folded: "Part | None"
+    prefix: Part
+    mapped: Part
+    folded: Part | None
     roots: tuple[tuple[int, int], ...]
     draws: tuple[tuple[Site, tuple[Any, ...]], ...]
     prefix_calls: int
@@ -172,43 +163,6 @@ def split(program: Program) -> Split:
     )
 
 
-class Part:
-    """A graph as a plain function of its placeholders: a module would look up every weight by name at every call.
-
-    Attributes:
-        module: the graph, whose last placeholders are the weights.
-        weights: in that order.
-    """
-
-    def __init__(self, graph: fx.Graph, weights: Mapping[str, Tensor]) -> None:
-        names = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "get_attr")
-        self.weights = tuple(weights[name] for name in names)
-        last = next((node for node in reversed(graph.nodes) if node.op == "placeholder"), None)
-        with graph.inserting_after(last) if last else graph.inserting_before():
-            given = {name: graph.placeholder(f"weight_{number}") for number, name in reversed([*enumerate(names)])}
-        for node in list(graph.nodes):
-            if node.op == "get_attr":
-                node.replace_all_uses_with(given[str(node.target)])
-                graph.erase_node(node)
-            else:
-                node.target = _QUICK.get(node.target, node.target)
-            if node.target is torch.nn.functional.linear and node.args[0].target in _TURNS:
-                with graph.inserting_before(
-                    node
-                ):  # else PyTorch takes a batch of products and copies the weight for each
-                    node.args = (graph.call_function(aten.contiguous.default, node.args[:1]), *node.args[1:])
-        self.module = fx.GraphModule({}, graph)
-        self._function = type(self.module).forward
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self._function(self.module, *arguments, *self.weights)
-
-    def over_passes(self, shared: Sequence[Any], draws: Sequence[Tensor]) -> Any:
-        """What it gives for many passes at once: each of `draws` has one on axis 0, `shared` stand before them."""
-        in_dims = (None,) * len(shared) + (0,) * len(draws)
-        return torch.func.vmap(self, in_dims=in_dims)(*shared, *draws)
-
-
 def _prefix(p: _Program) -> tuple[Part, int]:
     graph, env = fx.Graph(), dict[Node, Node]()
     needed, waiting = set(), list(p.frontier)
@@ -267,11 +221,11 @@ def _suffix(p: _Program, roots: list[tuple[int, int]], axes: dict[Node, int | No
             elif node in p.noises:
                 size = _argument((*node.args[1], 1)[p.sites[node.args[0]].row_axis or 0], lookup)  # 1: a single number
                 arguments = (draws[node], p.sites[node.args[0]].row_axis, p.sites[node.args[0]].row_major, size)
-                env[node] = graph.call_function(_spread_folded if folded else spread_draw, arguments)
+                env[node] = graph.call_function(spread_folded if folded else spread_draw, arguments)
             else:
                 env[node] = graph.node_copy(node, lookup)
                 if not folded:
-                    env[node].target = _MAPPED.get(node.target, node.target)
+                    env[node].target = MAPPED.get(node.target, node.target)
         return env[node]
 
     fresh = dict[Node, Node]()
@@ -280,7 +234,7 @@ def _suffix(p: _Program, roots: list[tuple[int, int]], axes: dict[Node, int | No
             if axes[node] is not None:
                 fresh[node] = env[node]
                 if not all(_applies(user, node, axes[node], p) for user in node.users):
-                    env[node] = graph.call_function(_repeat, (env[node], first, axes[node]))
+                    env[node] = graph.call_function(repeat, (env[node], first, axes[node]))
     for node in p.nodes:
         if node not in p.stochastic or node in p.noises:
             continue
@@ -289,7 +243,7 @@ def _suffix(p: _Program, roots: list[tuple[int, int]], axes: dict[Node, int | No
             site = p.sites[drawn.args[0]]
             unrepeated = fresh.get(x) if folded and axes and axes.get(x) == site.row_axis else None
             env[node] = graph.call_function(
-                _APPLY[node.target, folded],
+                APPLY[node.target, folded],
                 (unrepeated or lookup(x), draws[drawn], site.row_axis, site.row_major, *rest),
                 {"unrepeated": True} if unrepeated is not None else {},
             )
@@ -313,133 +267,3 @@ def _applies(user: Node, node: Node, axis: int | None, p: _Program) -> bool:
         and user.args[1] in p.noises
         and p.sites[user.args[1].args[0]].row_axis == axis
     )
-
-
-def _apply(
-    function: Callable[..., Tensor], x: Tensor, drawn: Tensor, axis: int | None, row_major: bool, *rest: Any
-) -> Tensor:
-    """Apply one pass's draw; a draw shared by the rows may stand for k units of each row."""
-    if axis is None or drawn.shape[axis] in (1, x.shape[axis]):
-        return function(x, drawn, *rest)
-    units = drawn.shape[axis]
-    x_sizes, at = ((-1, units), axis) if row_major else ((units, -1), axis + 1)
-    return function(x.unflatten(axis, x_sizes), drawn.unsqueeze(at), *rest).flatten(axis, axis + 1)
-
-
-def apply_folded(
-    function: Callable[..., Tensor],
-    x: Tensor,
-    drawn: Tensor,
-    axis: int,
-    row_major: bool,
-    *rest: Any,
-    unrepeated: bool = False,
-) -> Tensor:
-    """Apply the draws of all passes, broadcasting (..., passes, rows, units, ...) against (..., passes, 1, units)."""
-    passes, units = drawn.shape[0], drawn.shape[axis + 1]
-    drawn = drawn.movedim(0, axis)
-    rows = x.shape[axis] if unrepeated else x.shape[axis] // passes
-    x = x.unsqueeze(axis) if unrepeated else x.unflatten(axis, (passes, rows))
-    if units in (1, rows):
-        return function(x, drawn, *rest).flatten(axis, axis + 1)
-    x = x.unflatten(axis + 1, (rows // units, units))
-    return function(x, drawn.unsqueeze(axis + 1), *rest).flatten(axis, axis + 2)
-
-
-def spread_draw(drawn: Tensor, axis: int | None, row_major: bool, size: int) -> Tensor:
-    """A draw in the full shape that the network asked for: repeated over the rows that share it."""
-    if axis is None or drawn.shape[axis] == size:
-        return drawn
-    units = drawn.shape[axis]
-    at = axis if row_major else axis + 1
-    spread = drawn.unsqueeze(at)
-    wanted = list(spread.shape)
-    wanted[at] = size // units
-    return spread.expand(wanted).flatten(axis, axis + 1)
-
-
-def _spread_folded(drawn: Tensor, axis: int, row_major: bool, size: int) -> Tensor:
-    passes, units = drawn.shape[0], drawn.shape[axis + 1]
-    drawn = drawn.movedim(0, axis).unsqueeze(axis + 1)
-    wanted = list(drawn.shape)
-    wanted[axis + 1] = size // passes // units
-    return drawn.expand(wanted).flatten(axis, axis + 2)
-
-
-def _repeat(x: Tensor, drawn: Tensor, axis: int) -> Tensor:
-    """A frontier tensor once for each pass, passes slowest on the axis of the rows."""
-    x = x.unsqueeze(axis)
-    wanted = list(x.shape)
-    wanted[axis] = drawn.shape[0]
-    return x.expand(wanted).flatten(axis, axis + 1)
-
-
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    *,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """Attention without dropout, by operations that can be mapped."""
-    if enable_gqa:
-        groups = query.shape[-3] // key.shape[-3]
-        key, value = (x.repeat_interleave(groups, -3) for x in (key, value))
-    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
-    if is_causal:
-        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-        scores = scores.masked_fill(~seen, -torch.inf)
-    if mask is None:
-        return scores.softmax(-1) @ value
-    scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-    return scores.softmax(-1).masked_fill((scores == -torch.inf).all(-1, keepdim=True), 0.0) @ value
-
-
-def scale_by_draw(x: Tensor, drawn: Tensor, axis: int | None, row_major: bool) -> Tensor:
-    return _apply(scale, x, drawn, axis, row_major)
-
-
-def scale_folded(x: Tensor, drawn: Tensor, axis: int, row_major: bool, unrepeated: bool = False) -> Tensor:
-    return apply_folded(scale, x, drawn, axis, row_major, unrepeated=unrepeated)
-
-
-def _alpha(x: Tensor, drawn: Tensor, axis: int | None, row_major: bool, p: float) -> Tensor:
-    return _apply(alpha_scale, x, drawn, axis, row_major, p)
-
-
-def _alpha_folded(x: Tensor, drawn: Tensor, axis: int, row_major: bool, p: float, unrepeated: bool = False) -> Tensor:
-    return apply_folded(alpha_scale, x, drawn, axis, row_major, p, unrepeated=unrepeated)
-
-
-_APPLY: dict[tuple[Any, bool], Callable[..., Tensor]] = {
-    (scale, False): scale_by_draw,
-    (scale, True): scale_folded,
-    (alpha_scale, False): _alpha,
-    (alpha_scale, True): _alpha_folded,
-}
-
-# the same operations by a shorter way from Python
-_QUICK: dict[Any, Callable[..., Any]] = {
-    aten.add.Tensor: torch.add,
-    aten.conv2d.default: torch.conv2d,
-    aten.layer_norm.default: torch.layer_norm,
-    aten.linear.default: torch.nn.functional.linear,
-    aten.matmul.default: torch.matmul,
-    aten.max_pool2d.default: torch.max_pool2d,
-    aten.mul.Tensor: torch.mul,
-    aten.relu.default: torch.relu,
-    aten.reshape.default: torch.reshape,
-    aten.sym_size.int: Tensor.size,
-    aten.transpose.int: torch.transpose,
-}
-
-_TURNS = {torch.transpose, aten.permute.default}
-
-_MAPPED: dict[Any, Any] = {
-    aten.scaled_dot_product_attention.default: _attention,
-    **{operation: recurrent_layer(kind) for kind, operation in LAYERS.items()},
-}

@@ -31,11 +31,12 @@ from mcdrop.grouped import grouped
 from mcdrop.kept_passes import KeptPasses
 from mcdrop.kept_units import Gather, Kept, Selection, Turned, select, turned
 from mcdrop.needs import Kind, kinds_of
+from mcdrop.part import Part
 from mcdrop.pass_cost import CALL, GATHERED_BYTE, MAPPED_CALL, TAKE, PassCost
 from mcdrop.rewriting import Rewriter
 from mcdrop.sites import Site
 from mcdrop.skipping import skip_blocks
-from mcdrop.split import Part, Split
+from mcdrop.split import Split
 
 __all__ = ["STRETCH", "Thinned", "can_be_thinned", "thin"]
 

@@ -14,7 +14,8 @@ from mcdrop import MCDropout
 from mcdrop.engine import GraphEngine
 from mcdrop.fusing import fused
 from mcdrop.lean import convolution, dropped_linear, is_small, smaller_side
-from mcdrop.split import Part, scale_folded
+from mcdrop.lowering import scale_folded
+from mcdrop.part import Part
 
 
 def graph(mc: MCDropout) -> GraphEngine:
