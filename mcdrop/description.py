@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mcdrop.arguments import check_last_layer
-from mcdrop.capture import Captured
+from mcdrop.captured import Captured
 from mcdrop.choosing import Choice
 from mcdrop.engine import GraphEngine
 from mcdrop.errors import SettingError

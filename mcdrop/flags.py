@@ -21,7 +21,7 @@ from mcdrop.errors import UnsupportedRandomnessError
 from mcdrop.snapshot import Adapter
 from mcdrop.supplies import Drawn, Neutral, Places, Traced
 
-__all__ = ["RRELU", "Flags", "buffers_of", "find_flags", "put_back", "same"]
+__all__ = ["RRELU", "Flags", "buffers_of", "find_flags", "once", "put_back", "same"]
 
 RRELU = "RReLU keeps the slope of its evaluation mode"  # why its flag stays off, which is as it should be
 
@@ -241,6 +241,14 @@ def put_back(network: nn.Module, buffers: dict[str, Tensor]) -> None:
         for name, buffer in network.named_buffers():
             if name in buffers and buffer.shape == buffers[name].shape and not _identical(buffer, buffers[name]):
                 buffer.copy_(buffers[name])
+
+
+def once(network: nn.Module, rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """One forward pass of the network, whose buffers are put back."""
+    buffers = buffers_of(network)
+    outputs = tuple(output.clone() for output in network(*(row.clone() for row in rows)))
+    put_back(network, buffers)
+    return outputs
 
 
 def same(a: Tensor, b: Tensor, tolerance: float | None = None) -> bool:

@@ -29,7 +29,8 @@ from mcdrop.arguments import (
     device_of,
 )
 from mcdrop.bundle import read_bundle, write_bundle
-from mcdrop.capture import Captured, capture
+from mcdrop.capture import capture
+from mcdrop.captured import Captured
 from mcdrop.choosing import Choice, Pattern, Patterns
 from mcdrop.compiling import compile_engine
 from mcdrop.description import describe, restore, stated_choice

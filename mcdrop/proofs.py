@@ -1,6 +1,6 @@
 """Proofs about a program alone, by a few passes over rows: what its rows and passes may be put together.
 
-The network that a program was made from has no part in them; `capture` compares the two.
+The network that a program was made from has no part in them; `comparing` compares the two.
 """
 
 import copy

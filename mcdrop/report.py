@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mcdrop.capture import Captured
+from mcdrop.captured import Captured
 from mcdrop.engine import GraphEngine
 from mcdrop.errors import InputError, McdropError, SettingError
 from mcdrop.findings import Evidence, Finding, judge
