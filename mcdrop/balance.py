@@ -24,7 +24,8 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from mcdrop.modes import BLOCK
-from mcdrop.noise import EXTRA, Device, Number, offsets, threshold, words
+from mcdrop.noise import EXTRA, Number, threshold
+from mcdrop.words import Device, offsets, words
 
 __all__ = ["balanced_mask"]
 

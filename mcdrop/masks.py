@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from mcdrop.balance import balanced_mask
+from mcdrop.bits import pack_bits, unpack_bits
 from mcdrop.modes import BLOCK
-from mcdrop.noise import keep_mask, normal, pack_bits, uniform, unpack_bits
+from mcdrop.noise import keep_mask, normal, uniform
 from mcdrop.sites import Site
 
 __all__ = ["Masks"]

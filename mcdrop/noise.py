@@ -36,48 +36,35 @@ Arguments that the draws share: `shape` of one pass; `seed` and `site`, any inte
 `device`, the CPU if None. Every draw raises SettingError for arguments that do not fit together.
 """
 
-import functools
 import math
 from collections.abc import Iterator
 from typing import overload
 
 import torch
-from jaxtyping import Bool, Float, Int, Int64, Shaped, UInt8
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from mcdrop.errors import SettingError
+from mcdrop.words import Device, Rows, offsets, words
 
 __all__ = [
     "EXTRA",
     "NOISE_VERSION",
-    "Device",
     "Number",
     "bernoulli",
     "hash32",
     "keep_mask",
     "normal",
-    "offsets",
-    "pack_bits",
     "threshold",
     "uniform",
-    "unpack_bits",
-    "words",
 ]
 
 NOISE_VERSION = 1
 
-_GAMMA = 0x9E3779B97F4A7C15
-_FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-_SHIFTS = (30, 27, 31)
 EXTRA = 2**63  # blocks from here on hold what does not fit into the 32 bits of a pass
 _PRECISION = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
-_BLOCK_PER_THREAD = 32768  # torch's grain: each thread gets one, and its buffers stay in the cache
-_BLOCK_ON_DEVICE = 2**22  # enough to hide the launch of a kernel
-_GATHER = 0x0102040810204080  # times eight bytes of 0 or 1: their bits, in order, in the top byte
 
 Number = float | int  # beartype does not take an int for a float
-Rows = range | Int[Tensor, " rows"] | None
-Device = torch.device | str | None
 
 
 def keep_mask(
@@ -228,83 +215,11 @@ def threshold(p: Number | Float[Tensor, "..."]) -> int | Int64[Tensor, "..."]:
     return round(p * 2**32)
 
 
-def pack_bits(mask: Bool[Tensor, "passes ..."]) -> UInt8[Tensor, "passes bytes"]:
-    """Eight units per byte: unit i of a pass, counted in row-major order, is bit i % 8 of byte i // 8."""
-    units = math.prod(mask.shape[1:])
-    padded = torch.nn.functional.pad(mask.reshape(len(mask), units), (0, -units % 8))  # copies, so bytes are aligned
-    gathered = padded.reshape(-1).view(torch.int64).mul(_GATHER).bitwise_right_shift_(56).bitwise_and_(255)
-    return gathered.to(torch.uint8).view(len(mask), -(-units // 8))
-
-
-def unpack_bits(
-    bits: UInt8[Tensor, "passes bytes"],
-    *,
-    shape: tuple[int, ...],
-    scale: Number = 1.0,
-    dtype: torch.dtype = torch.float32,
-) -> Shaped[Tensor, "passes ..."]:
-    """The packed masks as numbers of `dtype`, (passes, *shape): `scale` where kept, else 0.
-
-    Contiguous if the units of a pass fill whole bytes, else a view that skips the spare bits.
-    """
-    units = math.prod(shape)
-    if bits.shape[1] != -(-units // 8):
-        raise SettingError(
-            f"{bits.shape[1]} bytes per pass cannot hold a mask of shape {tuple(shape)}; expected {-(-units // 8)}. "
-            "Give the shape that was packed, without the passes."
-        )
-    table = _byte_table(float(scale), dtype, bits.device)
-    spread = table.index_select(0, bits.reshape(-1).int())  # (passes * bytes, 8)
-    return spread.view(len(bits), 8 * bits.shape[1])[:, :units].view(len(bits), *shape)
-
-
-@functools.lru_cache(maxsize=256)
-def _byte_table(scale: float, dtype: torch.dtype, device: torch.device) -> Shaped[Tensor, "256 8"]:
-    """Row v: the bits of byte v, least first, times `scale`. Made on the CPU, so that no stream reads it too early."""
-    bits = torch.arange(256, device="cpu")[:, None] >> torch.arange(8, device="cpu") & 1
-    return (bits.double() * scale).to(dtype).to(device)
-
-
 def _precision(dtype: torch.dtype) -> int:
     if dtype not in _PRECISION:
         names = ", ".join(str(known).removeprefix("torch.") for known in _PRECISION)
         raise SettingError(f"random numbers of dtype {dtype} are not defined; expected one of {names}.")
     return _PRECISION[dtype]
-
-
-def offsets(
-    shape: tuple[int, ...],
-    passes: range,
-    row_axis: int | None,
-    rows: Rows,
-    units_per_row: int,
-    row_major: bool,
-    device: Device,
-) -> list[Int64[Tensor, " _"]]:
-    """What each coordinate adds to the sum in `word`: one vector per axis of `shape`, behind checked arguments."""
-    if passes.step != 1 or passes.start < 0:
-        raise SettingError(f"passes = {passes}; expected a range that counts up by one from 0 or more.")
-    if row_axis is not None and not 0 <= row_axis < len(shape):
-        raise SettingError(f"row_axis = {row_axis} is not an axis of shape {tuple(shape)}.")
-    if row_axis is None and (rows is not None or units_per_row != 1):
-        raise SettingError("rows and units_per_row describe the batch axis; name it with row_axis.")
-    if row_axis is not None and shape[row_axis] != (1 if rows is None else len(rows)) * units_per_row:
-        raise SettingError(
-            f"axis {row_axis} of shape {tuple(shape)} has {shape[row_axis]} units; expected {units_per_row} for "
-            f"{'one row, which all rows share' if rows is None else f'each of {len(rows)} rows'}."
-        )
-    device = torch.device("cpu" if device is None else device)
-    axes = []
-    for axis, size in enumerate(shape):
-        coordinate = torch.arange(size, device=device)
-        if rows is None or axis != row_axis:
-            axes.append(coordinate.mul_(_signed(_out(0, axis) | 1)))
-            continue
-        numbers = torch.as_tensor(rows if isinstance(rows, Tensor) else list(rows), dtype=torch.int64, device=device)
-        own = (numbers + 1) * _signed(_GAMMA)
-        units = torch.arange(units_per_row, device=device).mul_(_signed(_out(0, axis) | 1))
-        axes.append(_sums(own, units) if row_major else _sums(units, own))
-    return axes or [torch.zeros(1, dtype=torch.int64, device=device)]
 
 
 def _empty(axes: list[Int64[Tensor, " _"]], passes: range, dtype: torch.dtype) -> Tensor:
@@ -331,75 +246,6 @@ def _halves(
                 yield (slice(places.start, places.stop, 2), units), half[skip : skip + len(places)]
 
 
-def words(
-    axes: list[Int64[Tensor, " _"]], seed: int, site: int, first: int, count: int, *, together: int = 1
-) -> Iterator[tuple[tuple[slice, slice], Int64[Tensor, "blocks units"]]]:
-    """word(first), ..., word(first + count - 1) piece by piece; each piece lives until the next one is asked for.
-
-    A piece holds a multiple of `together` words, and so has to be `count`.
-    """
-    device = axes[0].device
-    total = math.prod(len(axis) for axis in axes)
-    if count == 0 or total == 0:
-        return
-    room = _BLOCK_PER_THREAD * torch.get_num_threads() if device.type == "cpu" else _BLOCK_ON_DEVICE
-    room = max(1, room // together)
-    keys = torch.arange(count, device=device).mul_(_signed(_GAMMA))
-    keys.add_(_signed(_out(_out(seed, 0), site) + (first + 1) * _GAMMA))
-    _mix_(keys, torch.empty_like(keys))
-
-    # The sum over trailing axes fits into a piece and is kept; the next axis is cut; the leading ones are walked over.
-    zero = torch.zeros(1, dtype=torch.int64, device=device)
-    leading = list(axes)
-    trailing = leading.pop() if len(axes[-1]) <= room else zero
-    while leading and len(leading[-1]) * len(trailing) <= room:
-        trailing = _sums(leading.pop(), trailing)
-    cut = leading.pop() if leading else zero
-    walk = functools.reduce(_sums, leading, zero)
-    step = max(1, room // len(trailing))
-    step = -(-len(cut) // -(-len(cut) // step))  # pieces of about equal size
-
-    buffers = torch.empty((2, min(room * together, count * total)), dtype=torch.int64, device=device)
-    for number, base in enumerate(walk):
-        for at in range(0, len(cut), step):
-            terms = _sums(cut[at : at + step] + base, trailing)
-            begin = (number * len(cut) + at) * len(trailing)
-            group = together * max(1, room // len(terms))
-            for block in range(0, count, group):
-                key = keys[block : block + group]
-                word, spare = buffers[:, : len(key) * len(terms)].view(2, len(key), -1).unbind()
-                torch.add(key.unsqueeze(1), terms, out=word)
-                _mix_(word, spare)
-                yield (slice(block, block + len(key)), slice(begin, begin + len(terms))), word
-
-
-def _sums(slow: Int64[Tensor, " _"], fast: Int64[Tensor, " _"]) -> Int64[Tensor, " _"]:
-    """Every sum of two terms, the second running faster."""
-    return (slow.unsqueeze(1) + fast).flatten()
-
-
-def _mix_(z: Int64[Tensor, "..."], spare: Int64[Tensor, "..."]) -> None:
-    """`mix` in place; `spare` has the shape of `z` and loses its values."""
-    for shift, factor in zip(_SHIFTS, (*_FACTORS, None), strict=True):
-        torch.bitwise_right_shift(z, shift, out=spare)
-        z.bitwise_xor_(spare.bitwise_and_(2 ** (64 - shift) - 1))  # torch's shift repeats the sign bit
-        if factor is not None:
-            z.mul_(_signed(factor))
-
-
 def _top(word: Int64[Tensor, "..."], bits: int) -> Int64[Tensor, "..."]:
     """The first `bits` bits of each word as a number; `word` loses its values."""
     return word.bitwise_right_shift_(64 - bits).bitwise_and_(2**bits - 1)
-
-
-def _out(state: int, index: int) -> int:
-    """`out` on Python integers."""
-    z = (state + (index + 1) * _GAMMA) % 2**64
-    for shift, factor in zip(_SHIFTS, (*_FACTORS, 1), strict=True):
-        z = (z ^ z >> shift) * factor % 2**64
-    return z
-
-
-def _signed(number: int) -> int:
-    """The same 64 bits as torch's int64 reads them."""
-    return (number + 2**63) % 2**64 - 2**63

@@ -14,9 +14,10 @@ from scipy.special import ndtri
 from scipy.stats import norm
 
 from bounds import FALSE_ALARM, assert_binomial, assert_distribution, assert_normal_moments
-from mcdrop import noise
+from mcdrop import bits, noise, words
+from mcdrop.bits import pack_bits, unpack_bits
 from mcdrop.errors import SettingError
-from mcdrop.noise import bernoulli, hash32, keep_mask, normal, pack_bits, threshold, uniform, unpack_bits
+from mcdrop.noise import bernoulli, hash32, keep_mask, normal, threshold, uniform
 
 # The definition in the docstring of mcdrop.noise, written down a second time, on Python integers.
 
@@ -143,7 +144,7 @@ def test_normals_are_those_of_the_definition():
 
 @pytest.mark.parametrize("extreme", [0, -1])
 def test_extreme_words_give_finite_normals_and_uniforms_below_one(monkeypatch, extreme):
-    monkeypatch.setattr(noise, "_mix_", lambda z, spare: z.fill_(extreme))
+    monkeypatch.setattr(words, "_mix_", lambda z, spare: z.fill_(extreme))
     where = {"shape": (3,), "seed": 0, "site": 0, "passes": range(2)}
     assert normal(**where).isfinite().all()
     for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
@@ -253,7 +254,7 @@ def test_the_size_of_blocks_does_not_show(draw, block, monkeypatch):
     shapes = [(), (1,), (40,), (40, 1), (3, 40), (2, 40, 3), (2, 3, 4, 5), (1, 70, 1, 2)]
     where = {"seed": 1, "site": 4, "passes": range(1, 10)}
     whole = [draw(shape=shape, **where) for shape in shapes]
-    monkeypatch.setattr(noise, "_BLOCK_PER_THREAD", block)
+    monkeypatch.setattr(words, "_BLOCK_PER_THREAD", block)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     for shape, expected in zip(shapes, whole, strict=True):
         assert torch.equal(draw(shape=shape, **where), expected)
@@ -275,7 +276,7 @@ def test_threads_give_what_each_gives_alone():
         return unpack_bits(pack_bits(mask), shape=(100, 400), scale=1 + seed)
 
     alone = [draw(seed) for seed in range(8)]
-    noise._byte_table.cache_clear()
+    bits._byte_table.cache_clear()
     together: list[torch.Tensor | None] = [None] * 8
     barrier = threading.Barrier(8)
 
