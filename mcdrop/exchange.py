@@ -94,6 +94,11 @@ class Events:
                 f"An event from {self.path} is not an mcdrop server's ({type(error).__name__}: {error})."
             ) from error
 
+    def check_time(self) -> None:
+        """A stream may not go on for ever, although each of its events comes in time."""
+        if self.deadline.left() <= 0:
+            raise timeout_error(self.path, "the stream went on for too long")
+
     def cut_off(self) -> APIConnectionError:
         """The stream has ended without its last event."""
         return APIConnectionError(f"The stream from {self.path} ended before its result. Ask again.")

@@ -5,15 +5,20 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
+import httpx
+
 from mcdrop import api
 from mcdrop.api import Asked
 from mcdrop.errors import SettingError
-from mcdrop.exchange import Server
+from mcdrop.exchange import Ask, Server
 from mcdrop.retries import Deadline
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT = 60.0  # seconds for a call
 DEFAULT_RETRIES = 2
+CONNECT_TIMEOUT = 5.0  # seconds for a connection
+KEEP_ALIVE = 60.0  # seconds that an idle connection is kept; the server closes it after 75, and must not come first
+LIMITS = httpx.Limits(max_connections=1000, max_keepalive_connections=100, keepalive_expiry=KEEP_ALIVE)
 IN_TIME_FOR_PARTIAL = 0.9  # of the timeout: when a partial answer is due, so that it still arrives
 
 
@@ -79,3 +84,9 @@ def _seconds(name: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise SettingError(f"{name} is {value!r}; expected seconds, above 0.")
     return float(value)
+
+
+def request(http: httpx.Client | httpx.AsyncClient, step: Ask) -> httpx.Request:
+    """What a conversation asks, as a request of httpx with its time limits."""
+    limit = httpx.Timeout(step.seconds, connect=min(step.seconds, CONNECT_TIMEOUT))
+    return http.build_request(step.method, step.url, content=step.content, headers=step.headers, timeout=limit)

@@ -22,7 +22,7 @@ import torch
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 
-from mcdrop.client import KEEP_ALIVE
+from mcdrop.options import KEEP_ALIVE
 from mcdrop.predictor import MCDropout
 from scheduling import Model, assert_right, running
 from service import routes as package
