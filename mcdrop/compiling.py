@@ -24,9 +24,9 @@ from mcdrop.engine import GraphEngine
 from mcdrop.errors import CaptureError, SettingError
 from mcdrop.examples import example_inputs, proof_rows
 from mcdrop.flags import same
-from mcdrop.proofs import PROOF_SEED, gap, rounding
-from mcdrop.sampling import plain
 from mcdrop.part import Part
+from mcdrop.plain import plain
+from mcdrop.proofs import PROOF_SEED, gap, rounding
 
 __all__ = ["compile_engine"]
 

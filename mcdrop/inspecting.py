@@ -11,9 +11,9 @@ from mcdrop.eager import EagerEngine, global_generators, neutral
 from mcdrop.errors import CaptureError, McdropError, NoDropoutError, RowsInteractError, SettingError
 from mcdrop.findings import Evidence, judge
 from mcdrop.measures import as_prediction
+from mcdrop.plain import plain
 from mcdrop.predictor import MCDropout, dropout_modules
 from mcdrop.report import Report, measure, read_inputs, report_on, site_reports
-from mcdrop.sampling import plain
 from mcdrop.sites import Site
 from mcdrop.snapshot import Adapter, private_copy, read_example
 from mcdrop.tasks import OutputKind, Task, TaskName

@@ -40,12 +40,14 @@ from mcdrop.inputs import Signature
 from mcdrop.masks import Masks
 from mcdrop.modes import LastLayer, MaskMode, block_length
 from mcdrop.moments import accumulator, check_passes
+from mcdrop.plain import plain
 from mcdrop.precision import as_dtype, check_precision, explained, input_dtype
 from mcdrop.prediction import Prediction
 from mcdrop.program import Program
 from mcdrop.proofs import fuse
 from mcdrop.report import Report, Subject, report_on
-from mcdrop.sampling import Collector, Run, Sampler, plain
+from mcdrop.runs import Collector, Run
+from mcdrop.sampling import Sampler
 from mcdrop.site_table import Sites
 from mcdrop.snapshot import Adapter, private_copy, read_example
 from mcdrop.statistics import check_levels

@@ -9,7 +9,6 @@ Rows that are too many for the budget are cut into blocks, which are computed on
 the chunk and goes on with the same draws: noise is a function of the pass, not of the chunk.
 """
 
-import contextlib
 import itertools
 import math
 import time
@@ -22,10 +21,11 @@ from torch import Tensor
 from mcdrop.engine import Engine
 from mcdrop.errors import PassMemoryError
 from mcdrop.memory import free_memory, is_out_of_memory
+from mcdrop.plain import plain
 from mcdrop.prediction import Prediction
-from mcdrop.runs import Block, Collector, LeavingSink, Run, Share, Sink
+from mcdrop.runs import Block, LeavingSink, Run, Share, Sink
 
-__all__ = ["Collector", "Run", "Sampler"]
+__all__ = ["Sampler"]
 
 _CACHE_SHARE = 32 * 2**20  # bytes of activations computed at once; more falls out of caches and into fresh memory
 _STALE = 1.0  # seconds for which an answer about free memory holds
@@ -383,21 +383,3 @@ def _stretches(rows: Tensor) -> list[tuple[int, int]]:
     ]
     stops = [row + 1 for row, after in zip(numbers, [*numbers[1:], None], strict=True) if row + 1 != after]
     return list(zip(starts, stops, strict=True))
-
-
-def plain() -> contextlib.AbstractContextManager[None]:
-    """Inside, what the caller has switched on around us (autocast, inference mode, gradients) is off."""
-    on = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda") or torch.is_inference_mode_enabled()
-    return _without_modes() if on else torch.no_grad()
-
-
-@contextlib.contextmanager
-def _without_modes() -> Iterator[None]:
-    with contextlib.ExitStack() as off:
-        for device in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(device):
-                off.enter_context(torch.autocast(device, enabled=False))
-        if torch.is_inference_mode_enabled():
-            off.enter_context(torch.inference_mode(False))
-        off.enter_context(torch.no_grad())
-        yield

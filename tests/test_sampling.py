@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from mcdrop import MCDropout
 from mcdrop.errors import PassMemoryError, SettingError
 from mcdrop.moments import accumulator
-from mcdrop.sampling import Run, Sampler
+from mcdrop.runs import Run
+from mcdrop.sampling import Sampler
 from mcdrop.tasks import Task
 
 
