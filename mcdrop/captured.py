@@ -1,19 +1,22 @@
 """What capture gives: an engine with its sites, or the error that says why there is nothing to sample."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor, nn
 
 from mcdrop.choosing import Choice
-from mcdrop.engine import Engine
-from mcdrop.errors import NoDropoutError
+from mcdrop.engine import Engine, GraphEngine
+from mcdrop.errors import NoDropoutError, SettingError
 from mcdrop.flags import Flags
+from mcdrop.masks import Masks
 from mcdrop.program import Program
+from mcdrop.proofs import fuse
 from mcdrop.sites import Site
 from mcdrop.supplies import Drawn
 
-__all__ = ["Captured", "no_dropout"]
+__all__ = ["Captured", "moved", "no_dropout"]
 
 
 @dataclass(frozen=True)
@@ -52,3 +55,22 @@ def no_dropout(model: nn.Module, sites: Sequence[Site], flags: Flags) -> NoDropo
         "read their training flag) for dropout, feature, alpha and attention dropout, dropout between recurrent "
         "layers, and bernoulli, uniform and normal draws. Train the network with dropout."
     )
+
+
+def moved(captured: Captured, device: torch.device, max_memory: int | None) -> Captured:
+    """The same on another device; nothing is proved anew.
+
+    Raises:
+        SettingError: there is no program.
+    """
+    program, engine = captured.program, captured.engine
+    if program is None or not isinstance(engine, GraphEngine):
+        raise SettingError("a network on the eager engine stays where it was captured: capture it on that device.")
+    there = program.to(device)
+    twin = GraphEngine(captured.choice.apply(there), engine.mode, Masks.within(max_memory))
+    twin.merges, twin.joins, twin.apart = engine.merges, engine.joins, engine.apart
+    if device == program.device:
+        twin.thinned = engine.thinned  # whose weights are there
+    if engine.fused:
+        fuse(twin)
+    return replace(captured, engine=twin, program=there, output_example=())

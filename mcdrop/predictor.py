@@ -8,7 +8,7 @@ row's index in its request; many threads may ask one object at the same time.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Literal
@@ -16,7 +16,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mcdrop.adaptive import AdaptiveSink
 from mcdrop.arguments import (
     cast,
     check_engine,
@@ -28,36 +27,30 @@ from mcdrop.arguments import (
     checked_device,
     device_of,
 )
-from mcdrop.bundle import read_bundle, write_bundle
 from mcdrop.capture import capture
-from mcdrop.captured import Captured
+from mcdrop.captured import Captured, moved
 from mcdrop.choosing import Choice, Pattern, Patterns
 from mcdrop.compiling import compile_engine
-from mcdrop.description import describe, restore, stated_choice
+from mcdrop.definition import Definition
 from mcdrop.engine import GraphEngine
-from mcdrop.errors import BundleError, SettingError
-from mcdrop.inputs import Signature
+from mcdrop.errors import SettingError
 from mcdrop.masks import Masks
-from mcdrop.modes import LastLayer, MaskMode, block_length
-from mcdrop.moments import accumulator, check_passes
+from mcdrop.modes import LastLayer, MaskMode
+from mcdrop.observation_noise import residual_variance
 from mcdrop.plain import plain
 from mcdrop.precision import as_dtype, check_precision, explained, input_dtype
+from mcdrop.predicting import Predictor
 from mcdrop.prediction import Prediction
 from mcdrop.program import Program
-from mcdrop.proofs import fuse
 from mcdrop.report import Report, Subject, report_on
-from mcdrop.runs import Collector, Run
-from mcdrop.sampling import Sampler
-from mcdrop.site_table import Sites
+from mcdrop.saving import read_model, write_model
 from mcdrop.snapshot import Adapter, private_copy, read_example
-from mcdrop.statistics import check_levels
-from mcdrop.stopping import Until, read_rule
 from mcdrop.tasks import OutputKind, Task, TaskName
 
 __all__ = ["MCDropout", "dropout_modules"]
 
 
-class MCDropout:
+class MCDropout(Predictor):
     """A snapshot of a trained network that predicts with Monte Carlo dropout (Gal & Ghahramani 2016, arXiv 1506.02142).
 
     Args:
@@ -168,314 +161,17 @@ class MCDropout:
                     choice=choice,
                 )
         kind.check_outputs(captured.output_example)
-        self._setup(kind, example.signature, captured, num_samples, seed, masks, name, version, max_memory)
+        definition = Definition(captured, kind, example.signature, num_samples, seed, masks, name, version)
+        super().__init__(definition, max_memory)
         self._modules = dropout_modules(copied)
         if compile:
             self._compile()
-
-    def _setup(
-        self,
-        task: Task,
-        signature: Signature,
-        captured: Captured,
-        num_samples: int,
-        seed: int,
-        masks: str,
-        name: str | None,
-        version: str,
-        max_memory: int | None,
-    ) -> None:
-        check_memory(max_memory)
-        self.task, self.signature, self.name, self.version = task, signature, name, version
-        self.num_samples, self.seed, self.masks = num_samples, seed, masks
-        self.sites = Sites(captured.sites)
-        self._captured, self._engine = captured, captured.engine
-        self._max_memory = max_memory
-        self._sampler = Sampler(self._engine, [spec.batched for spec in signature.inputs], max_memory)
 
     def _compile(self) -> None:
         if not isinstance(self._engine, GraphEngine):
             raise SettingError("a network on the eager engine cannot be compiled: leave compile out.")
         compile_engine(self._engine)
         self._compiles = True
-
-    # ---- what it is
-
-    @property
-    def engine(self) -> str:
-        """ "graph" or "eager"."""
-        return self._engine.kind
-
-    @property
-    def device(self) -> torch.device:
-        """Where the network computes."""
-        if self._captured.program is not None:
-            return self._captured.program.device
-        network: Any = self._engine
-        return next((p.device for p in network.network.parameters()), torch.device("cpu"))
-
-    @property
-    def cost(self) -> dict[str, Any]:
-        """How much runs once per row and how much once per row and pass, in operations of the graph."""
-        if not isinstance(self._engine, GraphEngine):
-            return {"engine": "eager", "mode": "one row and one pass at a time"}
-        parts = self._engine.parts
-        total = max(parts.prefix_calls + parts.suffix_calls, 1)
-        return {
-            "engine": "graph",
-            "mode": self._engine.mode,
-            "prefix_operations": parts.prefix_calls,
-            "suffix_operations": parts.suffix_calls,
-            "prefix_fraction": parts.prefix_calls / total,
-            "thinned_from_rows": self._engine.thinned and self._engine.thinned.cost.least_rows,
-        }
-
-    def __repr__(self) -> str:
-        active = sum(site.active for site in self.sites)
-        return (
-            f"MCDropout({self.name or 'unnamed'} {self.version}: {self.task.name}, {active} active of "
-            f"{len(self.sites)} "
-            f"sites, {self.num_samples} passes, seed {self.seed}, {self.masks} masks, {self.engine} "
-            f"engine on {self.device})"
-        )
-
-    # ---- predictions
-
-    def __call__(
-        self,
-        inputs: Any,
-        *,
-        num_samples: int | None = None,
-        seed: int | None = None,
-        masks: MaskMode | None = None,
-        standard_errors: bool = False,
-        quantiles: Sequence[float] = (),
-        samples: bool = False,
-        tolerance: float | None = None,
-        certified: bool = False,
-        until: Until | None = None,
-    ) -> Prediction:
-        """Predict with uncertainty: mean, variance and entropy over passes.
-
-        Args:
-            inputs: in the form of the example; arrays are answered with arrays.
-            num_samples, seed, masks: instead of the defaults of this object; at least 2 passes.
-            standard_errors: also the Monte Carlo standard error of each number. That of a probability is
-                sqrt((s^2 + 1/N) / N), never 0 where a few passes agree by luck; that of another mean s / sqrt(N).
-            quantiles: levels in (0, 1) of which to give the quantiles over passes.
-            samples: also the outputs of all passes (samples, batch, ...).
-            tolerance: each row stops, after at most `num_samples` passes, when the half-width of every number of its
-                mean is at most this, each at 95 % (`mcdrop.stopping`; asymptotic). `passes` and `converged` say of each
-                row how many it took and whether it got there; its other numbers are those of that many passes,
-                variance and mutual information too low on average.
-            certified: keep the tolerance by a confidence sequence, for any number of passes; probabilities only.
-            until: "label" stops each row when its label is settled, at 95 %.
-
-        Raises:
-            InputError: the inputs do not fit the model.
-            SettingError: another argument makes no sense.
-        """
-        run, as_numpy = self._start(
-            inputs, num_samples, seed, masks, standard_errors, quantiles, samples, stop=(tolerance, certified, until)
-        )
-        self.advance(run)
-        prediction = run.prediction()
-        return prediction.numpy() if as_numpy else prediction
-
-    def sample(
-        self, inputs: Any, *, num_samples: int | None = None, seed: int | None = None, masks: MaskMode | None = None
-    ) -> Any:
-        """The network's own outputs, pass by pass: (samples, batch, ...), before any softmax.
-
-        A tuple of two for a heteroscedastic network that returns mean and log variance; arrays for arrays.
-        """
-        tensors, as_numpy = self.signature.bind(inputs, device=self.device)
-        count = self.num_samples if num_samples is None else num_samples
-        self._refuse_samples("sample")
-        run = self._run(tensors, num_samples, seed, masks, lambda: Collector(count))
-        self.advance(run)
-        values = run.samples()
-        if as_numpy:
-            arrays = tuple(_array(value) for value in values)
-            return arrays if len(arrays) > 1 else arrays[0]
-        return values if len(values) > 1 else values[0]
-
-    def stream(
-        self,
-        inputs: Any,
-        *,
-        num_samples: int | None = None,
-        seed: int | None = None,
-        masks: MaskMode | None = None,
-        standard_errors: bool = False,
-        tolerance: float | None = None,
-        certified: bool = False,
-        until: Until | None = None,
-        every: int | None = None,
-    ) -> Iterator[Prediction]:
-        """Predictions as passes accumulate, after every `every` passes (an eighth of all if None); the last is whole.
-
-        The inputs must stay as they are until then. `tolerance`, `certified` and `until` as for a prediction; there is
-        then one each time that rows may stop, if `every` is None.
-        """
-        stop = tolerance, certified, until
-        run, as_numpy = self._start(inputs, num_samples, seed, masks, standard_errors, (), False, stop=stop)
-        step = every
-        if step is None and not run.looks:
-            step = max(2, -(-run.num_samples // 8))
-        if step is not None and step < 1:
-            raise SettingError(f"every is {every!r}; give a number of passes, at least 1.")
-        return self._stream(run, as_numpy, step)
-
-    def _stream(self, run: Run, as_numpy: bool, step: int | None) -> Iterator[Prediction]:
-        while not run.done:
-            self.advance(run, run.stop_after(run.passes) - run.passes if step is None else step)
-            if run.passes >= 2:
-                prediction = run.prediction()
-                yield prediction.numpy() if as_numpy else prediction
-
-    # ---- runs
-
-    def start(
-        self,
-        inputs: Any,
-        *,
-        num_samples: int | None = None,
-        seed: int | None = None,
-        masks: MaskMode | None = None,
-        standard_errors: bool = False,
-        quantiles: Sequence[float] = (),
-        samples: bool = False,
-        tolerance: float | None = None,
-        certified: bool = False,
-        until: Until | None = None,
-        exact: bool = False,
-    ) -> Run:
-        """A run for these inputs, which must stay as they are until it is done: checks them and computes nothing.
-
-        Arguments as for a prediction.
-
-        A run that is `exact` is computed row by row, by itself and in chunks of fixed size: the answer for a row has
-        the same bits whatever else is computed, at some cost; other answers agree up to rounding.
-        """
-        stop = tolerance, certified, until
-        return self._start(inputs, num_samples, seed, masks, standard_errors, quantiles, samples, exact, stop)[0]
-
-    def split(self, run: Run, rows: int) -> list[Run]:
-        """Runs of at most `rows` rows each that make up `run`, which must not have begun; itself if it is no longer."""
-        return self._sampler.split(run, rows)
-
-    def advance(self, runs: Run | Sequence[Run], budget: int | None = None, batch_sizes: Sequence[int] = ()) -> None:
-        """Compute the next `budget` passes of each run, or all that are left; several runs together where they can be.
-
-        With `batch_sizes`, ascending, rows that are computed together are filled up to the next of these sizes with
-        copies, whose results are dropped: a server meets few shapes then.
-
-        Raises:
-            PassMemoryError: one pass does not fit into memory.
-        """
-        if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget < 1):
-            raise SettingError(f"budget is {budget!r}; give a number of passes, at least 1, or None for all.")
-        self._sampler.advance([runs] if isinstance(runs, Run) else list(runs), budget, batch_sizes)
-
-    def warm(self) -> None:
-        """Predict once for one row of zeros, so that the first request finds everything ready."""
-        sizes = {name: least for name, (least, _) in self.signature.dims.items()}
-        inputs = [
-            torch.zeros([1 if s == "batch" else sizes[s] if isinstance(s, str) else s for s in spec.shape],
-                        dtype=spec.dtype, device=self.device)
-            for spec in self.signature.inputs
-        ]  # fmt: skip
-        self(tuple(inputs), num_samples=max(self.num_samples, 2))
-
-    def _start(
-        self,
-        inputs: Any,
-        num_samples: int | None,
-        seed: int | None,
-        masks: str | None,
-        standard_errors: bool,
-        quantiles: Sequence[float],
-        samples: bool,
-        exact: bool = False,
-        stop: tuple[float | None, bool, Until | None] = (None, False, None),
-    ) -> tuple[Run, bool]:
-        tensors, as_numpy = self.signature.bind(inputs, device=self.device)
-        count = self.num_samples if num_samples is None else num_samples
-        check_num_samples(count)
-        count = int(count)
-        levels = tuple(quantiles)
-        tolerance, certified, until = stop
-        mode = self.masks if masks is None else masks
-        check_masks(mode)
-        block = block_length(mode)
-
-        def make() -> Any:
-            sums = accumulator(
-                self.task,
-                num_samples=count,
-                standard_errors=standard_errors,
-                quantiles=levels,
-                samples=samples,
-                block=block,
-                integrated=self.last_layer == "exact",
-            )
-            return sums if rule is None else AdaptiveSink(rule, sums)
-
-        for asked in [name for name, given in (("samples", samples), ("quantiles", levels)) if given]:
-            self._refuse_samples(asked)
-        check_levels(levels)  # here: errors belong to the caller, not to the thread that computes
-        check_passes(count, block if standard_errors else 1)
-        rule = read_rule(
-            self.task, tolerance=tolerance, certified=certified, until=until, maximum=count,
-            masks=mode, kept=samples or bool(levels),
-        )  # fmt: skip
-        kind = (standard_errors, levels, samples, rule)
-        looks = () if rule is None else rule.looks
-        return self._run(tensors, num_samples, seed, masks, make, kind, exact, looks), as_numpy
-
-    @property
-    def last_layer(self) -> LastLayer:
-        """ "sampled", or "exact" where the last dropout is integrated: passes are not those of the network then."""
-        exact = isinstance(self._engine, GraphEngine) and self._engine.program.integrated
-        return "exact" if exact else "sampled"
-
-    def _refuse_samples(self, what: str) -> None:
-        if self.last_layer == "exact":
-            raise SettingError(
-                f'{what}: with last_layer="exact" the last dropout is integrated and not drawn, so there are no '
-                'outputs of single passes. Use last_layer="sampled" for them.'
-            )
-
-    def _run(
-        self,
-        tensors: list[Tensor],
-        num_samples: int | None,
-        seed: int | None,
-        masks: str | None,
-        make: Any,
-        kind: Any = None,
-        exact: bool = False,
-        looks: tuple[int, ...] = (),
-    ) -> Run:
-        count = self.num_samples if num_samples is None else num_samples
-        chosen = self.seed if seed is None else seed
-        mode = self.masks if masks is None else masks
-        check_num_samples(count)
-        check_seed(chosen)
-        check_masks(mode)
-        rows = self.signature.rows(tensors)
-        return self._sampler.start(
-            tensors,
-            rows=1 if rows is None else rows,
-            num_samples=int(count),
-            seed=int(chosen),
-            masks=mode,
-            make_sink=make,
-            kind=kind,
-            exact=exact,
-            looks=looks,
-        )
 
     # ---- what an expert would say about it
 
@@ -523,10 +219,7 @@ class MCDropout:
     def _twin(self, captured: Captured) -> "MCDropout":
         """The same model with another engine."""
         twin = object.__new__(type(self))
-        twin._setup(
-            self.task, self.signature, captured, self.num_samples, self.seed, self.masks, self.name, self.version,
-            self._max_memory,
-        )  # fmt: skip
+        Predictor.__init__(twin, replace(self._definition, captured=captured), self._max_memory)
         twin._modules = self._modules
         return twin
 
@@ -543,22 +236,7 @@ class MCDropout:
                 f"fit_noise_variance is for regression; this model's task is {self.task.name!r}, "
                 "which has no noise to fit."
             )
-        prediction = self(inputs, num_samples=num_samples)
-        mean = torch.as_tensor(prediction.mean, device="cpu").double()
-        target = torch.as_tensor(targets).detach().cpu().double()
-        if target.shape != mean.shape and target.numel() == mean.numel() and target.numel() == len(mean):
-            target = target.reshape(mean.shape)
-        if target.shape != mean.shape or not target.numel():
-            raise SettingError(
-                f"targets have the shape {tuple(target.shape)}; the model's mean has "
-                f"{tuple(mean.shape)}: give one target "
-                "for each output, at least one row."
-            )
-        error = prediction.error_of_mean
-        if error is None:
-            error = prediction.epistemic_variance / prediction.num_samples  # type: ignore[attr-defined]
-        share = torch.as_tensor(error, device="cpu").double()
-        noise = float(((target - mean).square() - share).mean().clamp_min(0))
+        noise = residual_variance(self(inputs, num_samples=num_samples), targets)
         self.task = Task(self.task.name, noise_variance=noise)
         return noise
 
@@ -571,19 +249,7 @@ class MCDropout:
             BundleError: the network runs eagerly or uses an operation that the format does not hold, or the folder
                 holds something else.
         """
-        program = self._captured.program
-        if program is None or not isinstance(self._engine, GraphEngine):
-            raise BundleError(
-                "this network runs on the eager engine, so there is no program to save. Rewrite what "
-                "keeps it from being "
-                "captured (the warning at construction says what) and capture it again."
-            )
-        # the lines of code that draw are kept by file name: where they lie is nobody else's business
-        sites = tuple(replace(site, source=site.source and os.path.basename(site.source)) for site in program.sites)
-        names = {"name": self.name, "version": self.version}
-        defaults = {"num_samples": self.num_samples, "seed": self.seed, "masks": self.masks}
-        described = describe(self._captured, self._engine, self.task, self.signature)
-        write_bundle(folder, replace(program, sites=sites), {**names, **described, **defaults})
+        write_model(folder, self._definition)
 
     @classmethod
     def load(
@@ -613,47 +279,24 @@ class MCDropout:
             NoDropoutError, SettingError: an argument does not fit.
         """
         place = torch.device("cpu") if device is None else checked_device(device)
-        program, meta = read_bundle(folder, device=place)
-        program = replace(program.channels_last(), neutral=meta.get("neutral") is True)
-        try:
-            choice = stated_choice(meta, include=include, exclude=exclude, rates=rates, last_layer=None)
-            choice.apply(program)
-        except SettingError as error:
-            if (include, exclude, rates) != (None, None, None):
-                raise
-            raise BundleError(f"{os.fspath(folder)}: model.json chooses what cannot be: {error}") from error
-        try:
-            task, signature, captured = restore(program, meta, choice, max_memory, thinned, fast and not compile)
-            self = object.__new__(cls)
-            self._setup(
-                task, signature, captured, meta["num_samples"], meta["seed"], meta["masks"], meta.get("name"),
-                meta["version"], max_memory,
-            )  # fmt: skip
-        except (KeyError, TypeError, AttributeError, SettingError, StopIteration) as error:
-            raise BundleError(
-                f"{os.fspath(folder)}: model.json does not describe a model ({type(error).__name__}: "
-                f"{error}). Save the "
-                "model again."
-            ) from error
+        check_memory(max_memory)
+        model = read_model(
+            folder,
+            device=place,
+            thinned=thinned,
+            fast=fast and not compile,
+            max_memory=max_memory,
+            instead={"include": include, "exclude": exclude, "rates": rates},
+        )
+        self = object.__new__(cls)
+        Predictor.__init__(self, model, max_memory)
         if compile:
             self._compile()
         return self
 
     def to(self, device: torch.device | str) -> "MCDropout":
         """The same model on another device; this object stays where it is."""
-        program = self._captured.program
-        if program is None or not isinstance(self._engine, GraphEngine):
-            raise SettingError("a network on the eager engine stays where it was captured: capture it on that device.")
-        place = checked_device(device)
-        moved: Program = program.to(place)
-        choice = self._captured.choice
-        engine = GraphEngine(choice.apply(moved), self._engine.mode, Masks.within(self._max_memory))
-        engine.merges, engine.joins, engine.apart = self._engine.merges, self._engine.joins, self._engine.apart
-        if place == self.device:
-            engine.thinned = self._engine.thinned  # whose weights are there
-        if self._engine.fused:
-            fuse(engine)
-        twin = self._twin(replace(self._captured, engine=engine, program=moved, output_example=()))
+        twin = self._twin(moved(self._captured, checked_device(device), self._max_memory))
         if self._compiles:
             twin._compile()
         return twin
@@ -663,8 +306,3 @@ def dropout_modules(network: nn.Module) -> dict[str, float]:
     """The paths of PyTorch's dropout modules in a network, each with its rate."""
     kinds = nn.modules.dropout._DropoutNd
     return {path: float(module.p) for path, module in network.named_modules() if isinstance(module, kinds)}
-
-
-def _array(value: Tensor) -> Any:
-    value = value.detach().cpu()
-    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
