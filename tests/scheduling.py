@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from engines import ArithmeticEngine, Law, counted_from_seed
 from mcdrop.moments import accumulator
 from mcdrop.runs import Run
 from mcdrop.sampling import Sampler
@@ -18,43 +18,6 @@ from service.jobs import Job
 from service.pace import Pace
 from service.scheduler import Scheduler
 from service.tally import Tally
-
-
-class Engine:
-    """Pass t of a row x is x + t + seed."""
-
-    kind = "test"
-    merges = joins = True
-
-    def prepare(self, inputs: Sequence[Tensor], budget: int | None = None) -> list[Tensor]:
-        return [inputs[0] * 1]
-
-    def join(self, prepared: Sequence[list[Tensor]]) -> list[Tensor]:
-        return [torch.cat([each[0] for each in prepared])]
-
-    def part(self, prepared: Sequence[Tensor], start: int, stop: int) -> list[Tensor]:
-        return [prepared[0][start:stop]]
-
-    def passes(
-        self,
-        inputs: Sequence[Tensor],
-        prepared: Sequence[Tensor],
-        *,
-        passes: range,
-        seed: int,
-        rows: Tensor | None,
-        balanced: bool = False,
-    ) -> tuple[Tensor, ...]:
-        return (prepared[0] + torch.tensor([float(t + seed) for t in passes]).view(-1, 1, 1),)
-
-    def bytes_per_pass(self, inputs: Sequence[Tensor]) -> int:
-        return 100
-
-    def stretch(self, rows: int) -> int:
-        return 1
-
-    def working_bytes(self, inputs: Sequence[Tensor]) -> int:
-        return 100
 
 
 class Steady(Pace):
@@ -70,8 +33,8 @@ class Model:
     name, version = "test", "1"
     device = torch.device("cpu")
 
-    def __init__(self) -> None:
-        self.sampler = Sampler(Engine(), [True], 10**9)
+    def __init__(self, law: Law = counted_from_seed) -> None:
+        self.sampler = Sampler(ArithmeticEngine(law), [True], 10**9)
         self.pace, self.tally = Steady(), Tally()
         for size in (1, 2, 4, 8):
             self.pace.measure(size, prefix=1e-4 * size, each=1e-4 * size)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import oracles
 from benchmarks.adaptive import coverage, digits, fixed_passes
 from bounds import FALSE_ALARM
+from engines import ArithmeticEngine, turned
 from mcdrop import MCDropout
 from mcdrop.adaptive import AdaptiveSink
 from mcdrop.errors import SettingError
@@ -24,7 +25,6 @@ from mcdrop.sampling import Sampler
 from mcdrop.stopping import Rule
 from mcdrop.tasks import Task, TaskName
 from networks import NETWORKS
-from test_sampling import Counting
 
 MOST = 400
 ROWS = torch.randn(12, 6, generator=torch.Generator().manual_seed(3)) * torch.linspace(0.1, 4, 12)[:, None]
@@ -345,17 +345,8 @@ def counted(engine: Any, x: Tensor, most: int, tolerance: float) -> tuple[Sample
     return of, run
 
 
-class Scaled(Counting):
-    """Pass t of a row x is x times +1 or -1: rows differ in their spread."""
-
-    def passes(self, inputs: Any, prepared: Any, *, passes: range, seed: int, rows: Any, balanced: bool) -> Any:
-        self.asked.append((len(inputs[0]), passes))
-        assert torch.equal(prepared[0], inputs[0])
-        return (prepared[0] * torch.tensor([float(t % 2 * 2 - 1) for t in passes]).view(-1, 1, 1),)
-
-
 def test_rows_that_are_done_leave_the_batch() -> None:
-    engine, x = Scaled(), torch.tensor([[1.0], [0.1], [2.0], [0.0], [1.0]])
+    engine, x = ArithmeticEngine(turned), torch.tensor([[1.0], [0.1], [2.0], [0.0], [1.0]])
     of, run = counted(engine, x, 1000, tolerance=0.2)
     of.advance([run], None)
     rows = {passes.start: count for count, passes in engine.asked}
@@ -367,7 +358,7 @@ def test_rows_that_are_done_leave_the_batch() -> None:
 
 
 def test_what_is_left_counts_the_rows_that_stay() -> None:
-    of, run = counted(Scaled(), torch.tensor([[1.0], [0.1], [2.0]]), 1000, tolerance=0.2)
+    of, run = counted(ArithmeticEngine(turned), torch.tensor([[1.0], [0.1], [2.0]]), 1000, tolerance=0.2)
     assert (run.left, run.computed_rows, run.stop_after(0)) == (3000, 3, 64)
     of.advance([run], 64)
     assert (run.left, run.computed_rows, run.stop_after(64), run.passes) == (2 * 936, 2, 80, 64)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from engines import turned
 from mcdrop.adaptive import AdaptiveSink
 from mcdrop.cli import main
 from mcdrop.client import AsyncClient, Client, UnprocessableRequest
@@ -210,21 +211,9 @@ def adaptive_job(model: Model, rows: list[float], most: int, tolerance: float) -
     return Job(model, model, model.pace, start, finish, future, arrived=time.monotonic())  # type: ignore[arg-type]
 
 
-class Turning(Model):
-    """Its engine's pass t of a row x is x or -x."""
-
-    def __init__(self) -> None:
-        super().__init__()
-
-        def passes(inputs: Any, prepared: Any, *, passes: range, seed: int, rows: Any, balanced: bool) -> Any:
-            return (prepared[0] * torch.tensor([float(t % 2 * 2 - 1) for t in passes]).view(-1, 1, 1),)
-
-        self.sampler.engine.passes = passes  # type: ignore[method-assign]
-
-
 def test_a_run_that_stops_early_returns_its_cost() -> None:
     async def main() -> None:
-        model = Turning()
+        model = Model(turned)
         with running() as scheduler:
             model.gate.clear()
             job = adaptive_job(model, [0.0, 0.0, 2.0, 0.0], 10**5, 0.2)
@@ -254,7 +243,7 @@ def test_a_run_that_stops_early_returns_its_cost() -> None:
 
 def test_slices_end_where_rows_may_leave_and_take_the_others_along() -> None:
     async def main() -> None:
-        model = Turning()
+        model = Model(turned)
         with running() as scheduler:
             jobs = [adaptive_job(model, [1.0, 0.0], 1000, 0.2), adaptive_job(model, [2.0], 1000, 0.2)]
             first, second = await submitted(scheduler, *jobs)

@@ -8,58 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from engines import ArithmeticEngine
 from mcdrop import MCDropout
 from mcdrop.errors import PassMemoryError, SettingError
 from mcdrop.moments import accumulator
 from mcdrop.runs import Run
 from mcdrop.sampling import Sampler
 from mcdrop.tasks import Task
-
-
-class Counting:
-    """An engine whose pass t of a row x is x + t; it can run out of memory."""
-
-    kind = "test"
-    merges = joins = True
-
-    def __init__(self, most: int = 10**9, error: Callable[[], BaseException] | None = None) -> None:
-        self.most, self.error = most, error or (lambda: torch.OutOfMemoryError("no room"))
-        self.asked: list[tuple[int, range]] = []
-        self.prepared = 0
-
-    def prepare(self, inputs: Sequence[Tensor], budget: int | None = None) -> list[Tensor]:
-        self.prepared += 1
-        return [inputs[0] * 1]
-
-    def join(self, prepared: Sequence[list[Tensor]]) -> list[Tensor]:
-        return [torch.cat([each[0] for each in prepared])]
-
-    def part(self, prepared: Sequence[Tensor], start: int, stop: int) -> list[Tensor]:
-        return [prepared[0][start:stop]]
-
-    def passes(
-        self,
-        inputs: Sequence[Tensor],
-        prepared: Sequence[Tensor],
-        *,
-        passes: range,
-        seed: int,
-        rows: Tensor | None,
-        balanced: bool = False,
-    ) -> tuple[Tensor, ...]:
-        self.asked.append((len(inputs[0]), passes))
-        if len(passes) * len(inputs[0]) > self.most:
-            raise self.error()
-        return (prepared[0] + torch.tensor([float(t) for t in passes]).view(-1, 1, 1),)
-
-    def bytes_per_pass(self, inputs: Sequence[Tensor]) -> int:
-        return 100
-
-    def stretch(self, rows: int) -> int:
-        return 1
-
-    def working_bytes(self, inputs: Sequence[Tensor]) -> int:
-        return 100
 
 
 def sampler(engine: Any, max_memory: int | None = 10**6) -> Sampler:
@@ -82,7 +37,7 @@ def assert_counted(run: Run, x: Tensor, passes: int) -> None:
 
 
 def test_start_computes_nothing_and_a_run_can_be_dropped() -> None:
-    engine = Counting()
+    engine = ArithmeticEngine()
     run = begin(sampler(engine), torch.ones(3, 2), 8)
     assert (engine.prepared, engine.asked, run.passes, run.done) == (0, [], 0, False)
     del run
@@ -90,7 +45,7 @@ def test_start_computes_nothing_and_a_run_can_be_dropped() -> None:
 
 
 def test_prediction_at_any_time() -> None:
-    engine, x = Counting(), torch.randn(3, 2)
+    engine, x = ArithmeticEngine(), torch.randn(3, 2)
     of = sampler(engine)
     run = begin(of, x, 9)
     for passes in (0, 1):
@@ -107,7 +62,7 @@ def test_prediction_at_any_time() -> None:
 
 
 def test_chunks_fit_the_budget() -> None:
-    engine, x = Counting(), torch.randn(2, 2)
+    engine, x = ArithmeticEngine(), torch.randn(2, 2)
     of = sampler(engine, max_memory=1600)  # two rows of 100 bytes, a headroom of two: four passes at a time
     run = begin(of, x, 10)
     of.advance([run], None)
@@ -116,7 +71,7 @@ def test_chunks_fit_the_budget() -> None:
 
 
 def test_rows_are_cut_into_blocks() -> None:
-    engine, x = Counting(), torch.randn(7, 2)
+    engine, x = ArithmeticEngine(), torch.randn(7, 2)
     of = sampler(engine, max_memory=600)
     run = begin(of, x, 4)
     of.advance([run], None)
@@ -126,7 +81,7 @@ def test_rows_are_cut_into_blocks() -> None:
 
 @pytest.mark.parametrize("error", [lambda: torch.OutOfMemoryError("full"), lambda: MemoryError()])
 def test_out_of_memory_halves_the_chunk(error: Callable[[], BaseException]) -> None:
-    engine, x = Counting(most=6, error=error), torch.randn(2, 2)
+    engine, x = ArithmeticEngine(most=6, error=error), torch.randn(2, 2)
     of = sampler(engine)
     run = begin(of, x, 16)
     of.advance([run], None)
@@ -135,7 +90,8 @@ def test_out_of_memory_halves_the_chunk(error: Callable[[], BaseException]) -> N
 
 
 def test_cpu_allocator_counts_as_out_of_memory() -> None:
-    engine = Counting(most=6, error=lambda: RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"))
+    refusal = "[enforce fail] DefaultCPUAllocator: can't allocate memory"
+    engine = ArithmeticEngine(most=6, error=lambda: RuntimeError(refusal))
     of, x = sampler(engine), torch.randn(2, 2)
     run = begin(of, x, 4)
     of.advance([run], None)
@@ -144,7 +100,7 @@ def test_cpu_allocator_counts_as_out_of_memory() -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), LookupError("no word")])
 def test_other_errors_surface_as_themselves(error: Exception) -> None:
-    engine = Counting(most=1, error=lambda: error)
+    engine = ArithmeticEngine(most=1, error=lambda: error)
     of = sampler(engine)
     with pytest.raises(type(error), match=str(error.args[0])):
         of.advance([begin(of, torch.ones(2, 2), 4)], None)
@@ -152,13 +108,13 @@ def test_other_errors_surface_as_themselves(error: Exception) -> None:
 
 
 def test_one_pass_of_one_row_that_does_not_fit() -> None:
-    of = sampler(Counting(most=0))
+    of = sampler(ArithmeticEngine(most=0))
     with pytest.raises(PassMemoryError, match="does not fit into memory"):
         of.advance([begin(of, torch.ones(1, 2), 4)], None)
 
 
 def test_an_engine_that_does_not_merge_gets_one_pass_at_a_time() -> None:
-    engine, x = Counting(), torch.randn(3, 2)
+    engine, x = ArithmeticEngine(), torch.randn(3, 2)
     engine.merges = False
     of = sampler(engine, max_memory=1)
     runs = [begin(of, x, 3), begin(of, x + 1, 3)]
@@ -168,7 +124,7 @@ def test_an_engine_that_does_not_merge_gets_one_pass_at_a_time() -> None:
 
 
 def test_runs_together_share_passes_and_end_on_their_own() -> None:
-    engine = Counting()
+    engine = ArithmeticEngine()
     of = sampler(engine)
     inputs = [torch.randn(rows, 2) for rows in (1, 3, 2)]
     runs = [begin(of, x, passes) for x, passes in zip(inputs, (4, 9, 6), strict=True)]
@@ -213,7 +169,7 @@ def test_out_of_memory_keeps_the_masks(masks: str, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("rows", [0, 1])
 def test_empty_batch_and_one_row(rows: int) -> None:
-    engine, x = Counting(), torch.randn(rows, 2)
+    engine, x = ArithmeticEngine(), torch.randn(rows, 2)
     of = sampler(engine)
     run = begin(of, x, 4)
     of.advance([run], None)
@@ -221,7 +177,7 @@ def test_empty_batch_and_one_row(rows: int) -> None:
 
 
 def test_advancing_what_is_done_does_nothing() -> None:
-    engine = Counting()
+    engine = ArithmeticEngine()
     of = sampler(engine)
     run = begin(of, torch.ones(2, 2), 4)
     of.advance([run], None)
@@ -232,7 +188,7 @@ def test_advancing_what_is_done_does_nothing() -> None:
 
 
 def test_blocks_of_rows_stand_at_the_same_pass() -> None:
-    of, x = sampler(Counting(), max_memory=600), torch.randn(7, 2)
+    of, x = sampler(ArithmeticEngine(), max_memory=600), torch.randn(7, 2)
     run = begin(of, x, 8)
     for passes in (2, 4, 6, 8):
         of.advance([run], 2)
@@ -240,14 +196,14 @@ def test_blocks_of_rows_stand_at_the_same_pass() -> None:
 
 
 def test_out_of_memory_at_one_pass_cuts_rows() -> None:
-    of, x = sampler(Counting(most=3)), torch.randn(8, 2)
+    of, x = sampler(ArithmeticEngine(most=3)), torch.randn(8, 2)
     run = begin(of, x, 4)
     of.advance([run], None)
     assert_counted(run, x, 4)
 
 
 def test_runs_together_stay_under_the_budget() -> None:
-    engine = Counting()
+    engine = ArithmeticEngine()
     of = sampler(engine, max_memory=800)
     inputs = [torch.randn(2, 2) for _ in range(10)]
     runs = [begin(of, x, 4) for x in inputs]
@@ -256,7 +212,7 @@ def test_runs_together_stay_under_the_budget() -> None:
 
 
 def test_the_prefix_of_runs_together_runs_once() -> None:
-    engine = Counting()
+    engine = ArithmeticEngine()
     of = sampler(engine)
     runs = [begin(of, torch.ones(2, 2), 8), begin(of, torch.ones(2, 2), 8)]
     for _ in range(4):
@@ -265,7 +221,7 @@ def test_the_prefix_of_runs_together_runs_once() -> None:
 
 
 def test_runs_that_cannot_be_joined_go_alone_and_keep_their_prefix() -> None:
-    engine = Counting()
+    engine = ArithmeticEngine()
     engine.joins = False
     of = sampler(engine)
     inputs = [torch.randn(2, 2), torch.randn(3, 2)]
@@ -279,14 +235,14 @@ def test_runs_that_cannot_be_joined_go_alone_and_keep_their_prefix() -> None:
 
 
 def test_a_run_given_twice_advances_once() -> None:
-    of, x = sampler(Counting()), torch.randn(2, 2)
+    of, x = sampler(ArithmeticEngine()), torch.randn(2, 2)
     run = begin(of, x, 8)
     of.advance([run, run], None)
     assert_counted(run, x, 8)
 
 
 def test_an_interrupted_run_goes_on_and_does_not_call_unequal_rows_a_prediction() -> None:
-    engine, x = Counting(), torch.randn(3, 2)
+    engine, x = ArithmeticEngine(), torch.randn(3, 2)
     of = sampler(engine, max_memory=1)  # every row is a block
     run = begin(of, x, 10)
     of.advance([run], 4)
@@ -345,7 +301,7 @@ def test_runs_that_are_not_finished_now_are_not_computed_as_one() -> None:
 
 
 def test_seeds_share_a_prefix_and_not_their_passes() -> None:
-    engine = Counting()
+    engine = ArithmeticEngine()
     of, x = sampler(engine), torch.randn(2, 2)
     runs = [begin(of, x, 8, seed=seed) for seed in (1, 2, 3)]
     of.advance(runs, 4)
@@ -354,7 +310,7 @@ def test_seeds_share_a_prefix_and_not_their_passes() -> None:
 
 
 def test_few_sizes_of_batch() -> None:
-    engine = Counting()
+    engine = ArithmeticEngine()
     of = sampler(engine)
     inputs = [torch.randn(rows, 2) for rows in (1, 3, 2, 1)]
     runs = [begin(of, x, 6, seed=seed) for x, seed in zip(inputs, (0, 0, 1, 2), strict=True)]
@@ -414,7 +370,7 @@ def test_exact_answers_have_the_same_bits_in_any_company(masks: str) -> None:
 
 
 def test_an_exact_run_that_does_not_fit_says_so() -> None:
-    of, x = sampler(Counting(most=3)), torch.randn(2, 2)
+    of, x = sampler(ArithmeticEngine(most=3)), torch.randn(2, 2)
     run = begin(of, x, 8, exact=True)
     with pytest.raises(PassMemoryError, match="exact"):
         of.advance([run], None)
