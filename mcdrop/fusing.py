@@ -119,7 +119,8 @@ def _factor(graph: fx.Graph) -> None:
         x = node.args[0]
         if x.target is scale_folded and x.kwargs.get("unrepeated") and len(x.users) == 1 and not node.kwargs:
             with graph.inserting_before(node):
-                together = graph.call_function(dropped_linear, (*x.args[:2], *node.args[1:], *x.args[2:4]))
+                weight, bias = (*node.args[1:], None)[:2]
+                together = graph.call_function(dropped_linear, (*x.args[:2], weight, bias, *x.args[2:4]))
             node.replace_all_uses_with(together)
             graph.erase_node(node)
             graph.erase_node(x)

@@ -66,6 +66,10 @@ def head_network() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Dropout(0.5), nn.Linear(40, 3)).eval()
 
 
+def bare_head() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Dropout(0.5), nn.Linear(40, 3, bias=False)).eval()
+
+
 def encoder() -> nn.Module:
     layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.2, batch_first=True, activation="gelu")
     return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
@@ -74,6 +78,7 @@ def encoder() -> nn.Module:
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "residual": (residual_network, (2, 8, 8)),
     "head": (head_network, (6,)),
+    "head without a bias": (bare_head, (6,)),
     "encoder": (encoder, (5, 8)),
 }
 
