@@ -73,19 +73,13 @@ def floor(case: Case) -> Floor:
 
 def computed(call: object) -> int:
     """Operations that a call really takes."""
-    known = {torch.ops.mcdrop.recurrent: _recurrent, torch.ops.aten._slow_conv2d_forward: _small_convolution}
-    with FlopCounterMode(display=False, custom_mapping=known) as counter:
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.mcdrop.recurrent: _recurrent}) as counter:
         call()
     return counter.get_total_flops()
 
 
 def _recurrent(kind: str, x: list[int], hx: object, weights: list[torch.Size], *rest: object, out_shape: object) -> int:
     return 2 * x[0] * x[1] * sum(math.prod(weight) for weight in weights if len(weight) == 2)
-
-
-def _small_convolution(x: list[int], weight: list[int], *rest: object, out_shape: list[int], **_: object) -> int:
-    """PyTorch's own counter takes this for a call with other arguments, and fails."""
-    return 2 * math.prod(out_shape) * math.prod(weight[1:])
 
 
 class _Recording(TorchDispatchMode):

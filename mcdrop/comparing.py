@@ -44,7 +44,7 @@ def compared(
     _prove_replay(network, engine, rows)
     if not interact:
         program, engine = with_layout(program, engine, rows)
-    shared, own = (not interact and noise_mixes_rows(engine, rows, n) for n in (None, torch.arange(3)))
+    shared, own = (not interact and noise_mixes_rows(engine, rows, n) for n in (None, torch.arange(3, device="cpu")))
     if shared and not allow_row_interaction:
         raise RowsInteractError(_MIXED)
     mixed = shared or own
@@ -69,7 +69,7 @@ def _prove_neutral(network: nn.Module, engine: GraphEngine, rows: list[Tensor], 
 
 
 def _prove_replay(network: nn.Module, engine: GraphEngine, rows: list[Tensor]) -> None:
-    numbers = torch.arange(3)
+    numbers = torch.arange(3, device="cpu")
     count = 0
     for t in range(2):
         draws = engine.draws(rows, passes=range(t, t + 1), seed=PROOF_SEED, rows=numbers)

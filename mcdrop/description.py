@@ -75,7 +75,7 @@ def restore(
         stated["name"],
         output_kind=stated["output_kind"],
         class_axis=stated["class_axis"],
-        noise_variance=torch.tensor(noise) if isinstance(noise, list) else noise,
+        noise_variance=torch.tensor(noise, device="cpu") if isinstance(noise, list) else noise,
         class_names=None if names is None else tuple(names),
     )
     check_last_layer(choice.last_layer, task.name)

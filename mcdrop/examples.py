@@ -19,7 +19,7 @@ def example_inputs(specs: Iterable[InputSpec]) -> dict[str, Tensor]:
     Integers begin each row with 1, so that an attention mask never hides a whole row; uint8 goes up to 255, since it
     holds images. Dynamic dimensions get 8, or the bound that is nearest to it.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     return {spec.name: _example(spec, generator) for spec in specs}
 
 
@@ -29,10 +29,10 @@ def _example(spec: InputSpec, generator: torch.Generator) -> Tensor:
         for size in spec.shape
     ]
     if spec.dtype.is_floating_point or spec.dtype.is_complex:
-        return torch.rand(shape, generator=generator).to(spec.dtype)
+        return torch.rand(shape, generator=generator, device="cpu").to(spec.dtype)
     if spec.dtype == torch.bool:
-        return torch.ones(shape, dtype=torch.bool)
-    values = torch.randint(0, 256 if spec.dtype == torch.uint8 else 2, shape, generator=generator)
+        return torch.ones(shape, dtype=torch.bool, device="cpu")
+    values = torch.randint(0, 256 if spec.dtype == torch.uint8 else 2, shape, generator=generator, device="cpu")
     if values.ndim and values.shape[-1]:
         values[..., 0] = 1
     return values.to(spec.dtype)

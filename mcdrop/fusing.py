@@ -99,7 +99,7 @@ def _unfold(graph: fx.Graph, weights: dict[str, Tensor]) -> None:
         if kernel.device.type != "cpu" or kernel.dtype != torch.float32 or kernel.numel() > PATCHES:
             continue
         name = f"{weight.target}_contiguous"
-        weights[name] = torch.empty(kernel.shape).copy_(kernel)
+        weights[name] = torch.empty(kernel.shape, device=kernel.device).copy_(kernel)
         with graph.inserting_before(node):
             new = (x, weight, graph.get_attr(name), bias, _pair(stride), _pair(padding))
             node.replace_all_uses_with(graph.call_function(convolution, new))

@@ -285,7 +285,7 @@ def _empty_batch(spec: InputSpec, sizes: Mapping[str, tuple[int, str]]) -> Tenso
     shape = [0]
     for size in spec.shape[1:]:
         shape.append(size if isinstance(size, int) else sizes.get(size, (spec.bounds[size][0], ""))[0])
-    return torch.empty(shape, dtype=spec.dtype)
+    return torch.empty(shape, dtype=spec.dtype, device="cpu")
 
 
 def _check_shape(spec: InputSpec, tensor: Tensor, sizes: dict[str, tuple[int, str]]) -> None:

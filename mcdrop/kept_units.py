@@ -85,8 +85,9 @@ def turned(weights: Sequence[Tensor], gathers: Iterable["Gather"], scales: Seque
     for gather in gathers:
         if gather.takes_columns(weights):
             draw = gather.scaled and gather.scaled.draw
-            factor = torch.tensor(1.0 if draw is None else scales[draw])
-            made[gather.weight, draw] = scale(weights[gather.weight], factor).t().contiguous()
+            weight = weights[gather.weight]
+            factor = torch.tensor(1.0 if draw is None else scales[draw], dtype=torch.float32, device=weight.device)
+            made[gather.weight, draw] = scale(weight, factor).t().contiguous()
     return made
 
 

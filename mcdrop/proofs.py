@@ -127,9 +127,9 @@ def with_layout(program: Program, engine: GraphEngine, rows: list[Tensor]) -> tu
 
 def _rows_move(engine: GraphEngine, rows: list[Tensor]) -> bool:
     """Whether rows in another order give the same outputs in that order, with both kinds of masks."""
-    order = torch.tensor([2, 0, 1])
+    order = torch.tensor([2, 0, 1], device="cpu")
     moved = [row[order] if spec.batched else row for row, spec in zip(rows, engine.program.inputs, strict=True)]
-    for numbers in (None, torch.arange(3)):
+    for numbers in (None, torch.arange(3, device="cpu")):
         there = None if numbers is None else numbers[order]
         first, second = (
             engine.apply(x, engine.prepare(x), engine.draws(x, passes=range(2), seed=PROOF_SEED, rows=number), "loop")
@@ -234,7 +234,7 @@ def fuse(engine: GraphEngine, rows: list[Tensor] | None = None) -> None:
     try:
         rows = rows or made_rows(engine.program)
         pairs = [*zip(twin.prepare(rows), engine.prepare(rows), strict=True)]
-        for numbers in (None, torch.arange(3)):
+        for numbers in (None, torch.arange(3, device="cpu")):
             draws = engine.draws(rows, passes=range(3), seed=PROOF_SEED, rows=numbers)
             found, truth = (each.apply(rows, each.prepare(rows), draws, engine.mode) for each in (twin, engine))
             pairs += zip(found, truth, strict=True)
@@ -266,7 +266,9 @@ def _rows_join(engine: GraphEngine, rows: list[Tensor]) -> bool:
 def _fastest_proved(engine: GraphEngine, rows: list[Tensor]) -> Mode:
     """The fastest way to compute passes together that gives what one at a time gives."""
     prepared = engine.prepare(rows)
-    draws = [engine.draws(rows, passes=range(3), seed=PROOF_SEED, rows=r) for r in (None, torch.arange(3))]
+    draws = [
+        engine.draws(rows, passes=range(3), seed=PROOF_SEED, rows=r) for r in (None, torch.arange(3, device="cpu"))
+    ]
     truths = [engine.apply(rows, prepared, draw, "loop") for draw in draws]
     modes: tuple[Mode, ...] = ("folded", "mapped") if engine.parts.folded is not None else ("mapped",)
     for mode in modes:

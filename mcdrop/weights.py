@@ -67,7 +67,8 @@ def load_weights(data: bytes, table: object, *, device: torch.device) -> dict[st
     weights: dict[str, Tensor] = {}
     read: dict[str, tuple[tuple[int, ...] | None, Tensor]] = {}
     try:
-        stored = load(data)
+        with torch.device("cpu"):  # whatever the caller has made the default
+            stored = load(data)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise Refused(f"it cannot be read: {error}") from error
     for name, entry in table.items():
@@ -122,4 +123,4 @@ def _laid_out(stored: Tensor, stride: tuple[int, ...] | None) -> Tensor:
         return stored.clone()
     if len(stride) != stored.ndim or not _is_dense(stored.shape, stride):
         raise Refused(f"the strides {list(stride)} do not fit a tensor of shape {list(stored.shape)}")
-    return torch.empty_strided(stored.shape, stride, dtype=stored.dtype).copy_(stored)
+    return torch.empty_strided(stored.shape, stride, dtype=stored.dtype, device=stored.device).copy_(stored)

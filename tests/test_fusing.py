@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from mcdrop import MCDropout
 from mcdrop.engine import GraphEngine
@@ -173,6 +174,14 @@ def test_small_convolutions_are_convolutions(
     )
     torch.testing.assert_close(found.double(), truth, rtol=1e-5, atol=1e-5)
     assert is_small(x.shape, plain.shape, stride, padding) == (rows * channels < 100)
+
+
+def test_a_counter_of_operations_counts_small_convolutions() -> None:
+    x, weight = torch.randn(1, 2, 6, 6), torch.randn(4, 2, 3, 3)
+    assert is_small(x.shape, weight.shape, [1, 1], [0, 0])
+    with FlopCounterMode(display=False) as counter:
+        convolution(x, weight, weight, None, [1, 1], [0, 0])
+    assert counter.get_total_flops() == 2 * 4 * 4 * 4 * 2 * 9
 
 
 def test_convolutions_are_small_by_their_patches_and_products() -> None:

@@ -353,6 +353,24 @@ def test_capture_inside_inference_mode() -> None:
     assert mc.engine == "graph"
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_another_default_device_changes_nothing(fast: bool, tmp_path: Path) -> None:
+    """As where everything of a program goes to a GPU and one small model stays on the CPU."""
+    maps, units = [nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Dropout2d(0.5)], [nn.Flatten(), nn.Linear(72, 3)]
+    model = nn.Sequential(*maps, nn.Conv2d(8, 8, 3, padding=1), *maps[1:], *units).eval()
+    images = torch.randn(2, 1, 5, 5)
+    mc = MCDropout(model, images, task="raw", fast=fast)
+    mc.save(tmp_path / "model")
+    with torch.device("meta"):
+        made = MCDropout(model, images, task="raw", fast=fast)
+        read = MCDropout.load(tmp_path / "model", fast=fast)
+        moved = mc.to("cpu")
+        found = [each.sample(images) for each in (mc, made, read, moved)]
+    for each, samples in zip((mc, made, read, moved), found, strict=True):
+        assert (each.cost, each._engine.fused) == (mc.cost, fast)  # type: ignore[attr-defined]
+        assert torch.equal(samples, mc.sample(images))
+
+
 def test_a_run_in_and_out_of_inference_mode(mc: MCDropout) -> None:
     run = mc.start(X)
     with torch.inference_mode():
