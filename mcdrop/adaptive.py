@@ -111,7 +111,8 @@ class _HalfWidthOfValues(_HalfWidth):
         self._low, self._high = low, high
 
     def _range(self) -> Tensor:
-        return (self._high.double() - self._low.double()).flatten(1)
+        extent = self._high.double() - self._low.double()
+        return extent.reshape(len(extent), -1)  # a row may have one number and no axis for it
 
     def keep(self, rows: Tensor) -> None:
         self._low, self._high = self._low[rows], self._high[rows]

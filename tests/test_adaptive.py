@@ -42,12 +42,15 @@ CASES: dict[str, tuple[nn.Module, dict[str, Any], float]] = {
     "probs": (nn.Sequential(network(3), nn.Softmax(-1)), {"task": "classification", "output_kind": "probs"}, 0.06),
     "segmentation": (network(12, shape=(3, 2, 2)), {"task": "classification", "class_axis": 1}, 0.08),
     "binary": (network(1, shape=()), {"task": "binary"}, 0.06),
+    "one logit": (nn.Sequential(network(1), nn.Flatten(0)), {"task": "binary"}, 0.06),
     "multilabel": (network(4), {"task": "multilabel"}, 0.06),
     "regression": (network(2), {"task": "regression", "noise_variance": 0.1}, 0.15),
     "heteroscedastic": (network(4, shape=(2, 2)), {"task": "heteroscedastic"}, 0.15),
+    "one number": (nn.Sequential(network(1), nn.Flatten(0)), {"task": "regression"}, 0.15),
+    "one pair": (network(2), {"task": "heteroscedastic"}, 0.15),
     "raw": (network(3), {"task": "raw"}, 0.15),
 }
-PROBABILITIES = ("classification", "probs", "segmentation", "binary", "multilabel")
+PROBABILITIES = ("classification", "probs", "segmentation", "binary", "one logit", "multilabel")
 
 
 def captured(name: str, **keywords: Any) -> MCDropout:
@@ -62,8 +65,9 @@ def averaged(mc: MCDropout, seed: int) -> Tensor:
         probs = outputs if mc.task.output_kind == "probs" else outputs.softmax(mc.task.axis(outputs.ndim - 1) + 1)
         return probs.flatten(2)
     if mc.task.name in ("binary", "multilabel"):
-        return outputs.sigmoid().flatten(2)
-    return outputs[..., 0] if mc.task.name == "heteroscedastic" else outputs.flatten(2)
+        return outputs.sigmoid().reshape(*outputs.shape[:2], -1)
+    means = outputs[..., 0] if mc.task.name == "heteroscedastic" else outputs
+    return means.reshape(*means.shape[:2], -1)
 
 
 def assert_rows_of_fixed_runs(mc: MCDropout, found: Prediction, seed: int, **keywords: Any) -> None:
@@ -142,7 +146,7 @@ def test_a_label_is_settled_where_the_rule_says() -> None:
     assert_rows_of_fixed_runs(mc, found, 5)
 
 
-@pytest.mark.parametrize("name", ["binary", "multilabel"])
+@pytest.mark.parametrize("name", ["binary", "one logit", "multilabel"])
 def test_sides_are_settled_where_the_rule_says(name: str) -> None:
     mc = captured(name)
     found = mc(ROWS, num_samples=MOST, seed=5, until="label")
