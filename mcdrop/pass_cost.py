@@ -4,11 +4,25 @@ from dataclasses import dataclass
 
 from mcdrop.kept_units import LANES
 
-__all__ = ["CALL", "ELEMENT", "FLOP", "GATHERED_BYTE", "MAPPED_CALL", "RAGGED", "TAKE", "PassCost", "share"]
+__all__ = [
+    "CALL",
+    "ELEMENT",
+    "FEW",
+    "FLOP",
+    "GATHERED_BYTE",
+    "MAPPED_CALL",
+    "RAGGED",
+    "SELECTED",
+    "TAKE",
+    "PassCost",
+    "share",
+]
 
 FLOP = 1 / 280  # of a matrix product or convolution
 RAGGED = 1.25  # factor on a convolution of one pass by weights of its own, beside one of many passes
 ELEMENT = 0.2  # of an activation: a mask or another unit-wise operation
+FEW = 64  # results of a linear map, below which a mask before it multiplies fewer numbers than activations
+SELECTED = (0.35, 1.2)  # of a unit, and of one place of a map, that is taken from among all of them
 GATHERED_BYTE = 0.2  # of a weight: it is gathered in some calls and only read in others
 TAKE = 10000.0  # of each tensor that is taken for passes, in some calls and not in others
 CALL = 4000.0  # one operation from Python

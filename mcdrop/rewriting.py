@@ -16,9 +16,18 @@ from mcdrop.draws import scale
 from mcdrop.kept_units import Cut, Gather, Index, Kept, Scales, filled, select
 from mcdrop.needs import Kind, Needs
 from mcdrop.part import Part
-from mcdrop.pass_cost import ELEMENT, FLOP, RAGGED, share
+from mcdrop.pass_cost import ELEMENT, FEW, FLOP, RAGGED, SELECTED, share
 from mcdrop.sites import Site
-from mcdrop.unit_operations import ARITHMETIC, CHANNEL_WISE, GROUPS, QUOTIENTS, SUMS, WEIGHT_AXES, ZERO_KEEPING
+from mcdrop.unit_operations import (
+    ARITHMETIC,
+    CHANNEL_WISE,
+    FLATTENING,
+    GROUPS,
+    QUOTIENTS,
+    SUMS,
+    WEIGHT_AXES,
+    ZERO_KEEPING,
+)
 
 __all__ = ["Rewriter"]
 
@@ -28,7 +37,7 @@ aten = torch.ops.aten
 
 
 class Rewriter:
-    """Rewrites the graph of one pass for the draws in `candidates`.
+    """Rewrites the graph of one pass for the draws in `candidates`; `fixed`: all sizes are but the number of rows.
 
     Attributes:
         graph: the new one: the placeholders of the plain one but for the weights, then those of `kept`.
@@ -37,8 +46,10 @@ class Rewriter:
         plain_cost: of the plain pass.
     """
 
-    def __init__(self, part: Part, kinds: Mapping[Node, Kind], sites: Sequence[Site], candidates: set[int]) -> None:
-        self._kinds, self._sites = kinds, sites
+    def __init__(
+        self, part: Part, kinds: Mapping[Node, Kind], sites: Sequence[Site], candidates: set[int], *, fixed: bool
+    ) -> None:
+        self._kinds, self._sites, self._fixed = kinds, sites, fixed
         self._shapes = {node: kind.shape for node, kind in kinds.items()}
         self._needs = needs = Needs(part, kinds, sites, candidates)
         self.graph = fx.Graph()
@@ -86,7 +97,9 @@ class Rewriter:
                 new = self.graph.call_function(filled, (new, has.axis, self._index(has), self._shapes[node][has.axis]))
             if cut is not None:
                 new = self.graph.call_function(select, (new, cut.axis, self._index(cut)))
-                new.meta["axes"] = len(self._shapes[node])
+                shape = self._shapes[node]
+                new.meta["axes"] = len(shape)
+                new.meta["cost"] = shape.numel() * self.share(cut, shape[cut.axis]) * SELECTED[len(shape) > 2]
             self._others[node, cut] = new
         return new if has == cut else self._others[node, cut]
 
@@ -144,12 +157,10 @@ class Rewriter:
         return self._env[value][1] if isinstance(value, fx.Node) and value in self._env else None
 
     def _flattens(self, node: Node, has: Cut) -> bool:
-        """Whether a reshape makes (rows, channels * space) of (rows, channels, *space), of fixed size."""
-        if node.target is not torch.reshape or has.axis != 1 or len(node.args[1]) != 2:
-            return False
-        rows, units = node.args[1]
+        """Whether this makes (rows, channels * space) of (rows, channels, *space), whatever the number of rows."""
         shape = self._shapes[node.args[0]]
-        return not isinstance(rows, int) and isinstance(units, int) and units == shape[1:].numel()
+        flat = torch.Size((shape[0], shape[1:].numel()))
+        return self._fixed and node.target in FLATTENING and has.axis == 1 and self._shapes[node] == flat
 
     def _zero_outside(self, node: Node) -> Cut | None:
         """The units outside of which arithmetic on what is zero there gives zero."""
@@ -224,10 +235,18 @@ class Rewriter:
         if node in self._shapes:
             new, cut = self._env[node]
             cost = self._shapes[node].numel() * ELEMENT
-            self.plain_cost += cost
+            self.plain_cost += cost * self._multiplied(node)
             computed = 1.0 if cut is None else self.share(cut, self._shapes[node][cut.axis])
             new.meta["cost"] = new.meta.get("cost", 0.0) + cost * computed
             new.meta["kind"] = self._kinds[node] if cut is None else None
+
+    def _multiplied(self, node: Node) -> float:
+        """The part of the numbers of a plain result that is computed: less where `lean.dropped_linear` multiplies."""
+        if node not in self._needs.cuts or node.args[0].op != "placeholder" or len(self._shapes[node]) != 2:
+            return 1.0
+        first, *others = node.users
+        is_factor = not others and first.target is torch.nn.functional.linear and first.args[0] is node
+        return min(1.0, self._shapes[first][-1] / FEW) if is_factor else 1.0
 
 
 def _broadcast(shape: torch.Size, result: torch.Size, cut: Cut) -> int | None:

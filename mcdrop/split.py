@@ -51,6 +51,7 @@ class Split:
         draws: for each active site the sizes of its draw, as ints or nodes of size arithmetic.
         prefix_calls: number of operations that run once per row; `suffix_calls` once per row and pass.
         stochastic_outputs: of each output, whether a draw reaches it.
+        fixed: whether all sizes of the inputs are fixed but the number of rows.
     """
 
     prefix: Part
@@ -62,6 +63,7 @@ class Split:
     suffix_calls: int
     frontier_axes: tuple[int | None, ...] | None  # of each frontier tensor, the axis of the rows; None if unclear
     stochastic_outputs: tuple[bool, ...]
+    fixed: bool
 
     def sizes(self, inputs: Sequence[Tensor]) -> tuple[int, ...]:
         """The values of `roots` for these inputs."""
@@ -160,6 +162,7 @@ def split(program: Program) -> Split:
         suffix_calls=suffix_calls,
         frontier_axes=None if axes is None else tuple(axes[node] for node in p.frontier),
         stochastic_outputs=tuple(node in p.stochastic for node in p.outputs),
+        fixed=not program.dims,
     )
 
 

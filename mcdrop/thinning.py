@@ -146,7 +146,7 @@ def thin(split: Split, arguments: Sequence[Any], rows: int, *, bound: int) -> Th
     gates = {number for number, (site, sizes) in enumerate(split.draws) if _is_gate(site, sizes)}
     part, sites = split.mapped, [site for site, _ in split.draws]
     kinds = kinds_of(part, arguments)
-    while (rewriter := Rewriter(part, kinds, sites, candidates)).saving != candidates:
+    while (rewriter := Rewriter(part, kinds, sites, candidates, fixed=split.fixed)).saving != candidates:
         candidates = rewriter.saving  # those that save no part of a product go the plain way
     open_shares = {node: 1.0 - (sites[number].p or 0.0) for node, number in rewriter.new_draws() if number in gates}
     skipped = skip_blocks(rewriter.finish(), open_shares)
@@ -179,7 +179,8 @@ def _finished(
 ) -> Thinned | None:
     """The new graph with what it takes and costs; None where that of one pass is more than `bound` bytes.
 
-    Passes that have a convolution by weights of their own, or that skip blocks, are computed one after the other.
+    Passes that have a convolution by weights of their own, take channels of maps or skip blocks are computed one after
+    the other.
     """
     graph = rewriter.graph
     takes = [take for take in rewriter.kept if isinstance(take, Gather)]
@@ -192,7 +193,8 @@ def _finished(
     room = bound - sum(matrix.nbytes for matrix in matrices.values())
     if gathered > room:
         return None
-    alone = bool(skipped) or any(weights[take.weight].ndim > 2 for take in takes)
+    maps = any(node.meta.get("axes", 2) > 2 for node in graph.nodes)
+    alone = bool(skipped) or maps or any(weights[take.weight].ndim > 2 for take in takes)
     chain = None if alone else grouped(graph, kinds)
     mode: ThinnedMode = "loop" if alone else "mapped" if chain is None else "grouped"
     together = max(1, min(_TOGETHER[mode], int(room / 2 / max(gathered, 1))))

@@ -5,7 +5,17 @@ from typing import Any
 
 import torch
 
-__all__ = ["ARITHMETIC", "CHANNEL_WISE", "GROUPS", "QUOTIENTS", "SUMS", "UNIT_WISE", "WEIGHT_AXES", "ZERO_KEEPING"]
+__all__ = [
+    "ARITHMETIC",
+    "CHANNEL_WISE",
+    "FLATTENING",
+    "GROUPS",
+    "QUOTIENTS",
+    "SUMS",
+    "UNIT_WISE",
+    "WEIGHT_AXES",
+    "ZERO_KEEPING",
+]
 
 aten = torch.ops.aten
 
@@ -37,6 +47,8 @@ CHANNEL_WISE = frozenset({
     torch.max_pool2d, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.upsample_nearest2d.vec,
     aten.upsample_bilinear2d.vec,
 })  # fmt: skip
+# operations that may join the channels of a row with the space behind them
+FLATTENING = frozenset({torch.reshape, aten.view.default, aten.flatten.using_ints})
 SUMS = frozenset({torch.add, aten.sub.Tensor})
 QUOTIENTS = frozenset({aten.div.Tensor})
 ARITHMETIC = SUMS | QUOTIENTS | {torch.mul}
