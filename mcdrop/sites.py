@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-import mcdrop
+from mcdrop import errors
 
 __all__ = [
     "LIBRARIES",
@@ -103,7 +103,8 @@ def path_of(node: Node) -> str:
     return own_path(path)
 
 
-LIBRARIES = tuple(os.path.dirname(file) + os.sep for file in (torch.__file__, mcdrop.__file__))
+# the folders of PyTorch and of this package, at the top of which `errors` lies
+LIBRARIES = tuple(os.path.dirname(file) + os.sep for file in (torch.__file__, errors.__file__))
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
