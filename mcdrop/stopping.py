@@ -20,6 +20,7 @@ and mutual information are too low on average.
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from statistics import NormalDist
 from typing import Any, Literal
 
@@ -146,7 +147,7 @@ def _read_until(task: Task, until: Any, certified: bool, maximum: int) -> Rule:
 
 
 def _read_tolerance(task: Task, tolerance: Any, certified: bool, maximum: int) -> Rule:
-    is_number = isinstance(tolerance, int | float) and not isinstance(tolerance, bool)
+    is_number = isinstance(tolerance, Real) and not isinstance(tolerance, bool)
     if not is_number or not 0 < tolerance < math.inf:
         raise SettingError(f"tolerance is {tolerance!r}; expected a half-width above 0, in the unit of the output.")
     if certified and task.name not in _PROBABILITIES:

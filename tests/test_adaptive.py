@@ -422,6 +422,12 @@ def test_a_tolerance_that_no_float_reaches() -> None:
     assert not bool(found.converged.any())
 
 
+def test_numbers_of_numpy_are_tolerances() -> None:
+    mc, kinds = captured("classification"), (float, np.float32, np.float64)
+    found = [mc(ROWS, num_samples=MOST, tolerance=kind(0.0625)).passes.tolist() for kind in kinds]
+    assert found[0] == found[1] == found[2]
+
+
 def test_rows_that_are_no_numbers_take_all_passes() -> None:
     """They have no spread that could be small, and change nothing for the others."""
     rows = ROWS.clone()
