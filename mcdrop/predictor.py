@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -300,6 +300,23 @@ class MCDropout(Predictor):
         if self._compiles:
             twin._compile()
         return twin
+
+    # ---- copies
+
+    def __copy__(self) -> "MCDropout":
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "MCDropout":
+        """The same as a shallow copy: nothing changes the network that both then have."""
+        return self.__copy__()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "an MCDropout cannot be pickled, since it holds functions made for its network. Save it, mc.save(folder), "
+            "and read it in the other process, MCDropout.load(folder)."
+        )
 
 
 def dropout_modules(network: nn.Module) -> dict[str, float]:

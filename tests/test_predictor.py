@@ -1,6 +1,8 @@
 """`MCDropout` as users meet it: arguments and their errors, what they see of sites, and forms of inputs and answers."""
 
+import copy
 import cProfile
+import pickle
 import pstats
 import warnings
 from pathlib import Path
@@ -369,6 +371,20 @@ def test_another_default_device_changes_nothing(fast: bool, tmp_path: Path) -> N
     for each, samples in zip((mc, made, read, moved), found, strict=True):
         assert (each.cost, each._engine.fused) == (mc.cost, fast)  # type: ignore[attr-defined]
         assert torch.equal(samples, mc.sample(images))
+
+
+def test_copies_are_objects_of_their_own_on_one_network() -> None:
+    mc = MCDropout(nn.Sequential(network(), nn.Linear(3, 1)), X, task="regression")
+    for twin in (copy.copy(mc), copy.deepcopy({"model": mc})["model"]):
+        twin.fit_noise_variance(X, torch.ones(4, 1))
+        assert twin.task.noise_variance is not None
+        assert torch.equal(twin(X).mean, mc(X).mean)
+    assert mc.task.noise_variance is None
+
+
+def test_pickling_says_what_to_do(mc: MCDropout) -> None:
+    with pytest.raises(TypeError, match=r"cannot be pickled.*mc\.save\(folder\).*MCDropout\.load\(folder\)"):
+        pickle.dumps(mc)
 
 
 def test_a_run_in_and_out_of_inference_mode(mc: MCDropout) -> None:
