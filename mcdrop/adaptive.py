@@ -12,7 +12,7 @@ from torch import Tensor
 from mcdrop.accumulator import Accumulator
 from mcdrop.prediction import Prediction, concatenate, with_passes
 from mcdrop.sequences import ConfidenceSequence
-from mcdrop.stopping import ERROR_RATE, Rule, Z
+from mcdrop.stopping import ERROR_RATE, UNSEEN, Rule, Z
 
 __all__ = ["AdaptiveSink"]
 
@@ -78,7 +78,7 @@ def _criterion(rule: Rule, accumulator: Accumulator) -> Criterion:
 
 
 class _HalfWidth:
-    """Chow & Robbins 1965, of probabilities: z sqrt((s^2 + 1/n) / n) <= tolerance."""
+    """Chow & Robbins 1965, of probabilities: sqrt(z^2 s^2 / n + (log 20 / n)^2) <= tolerance."""
 
     def __init__(self, tolerance: float) -> None:
         self._tolerance = tolerance
@@ -91,7 +91,7 @@ class _HalfWidth:
 
     def met(self, accumulator: Accumulator) -> Tensor:
         count = accumulator.passes
-        half_widths = Z * ((accumulator.spread + self._range() ** 2 / count) / count).sqrt()
+        half_widths = (Z**2 / count * accumulator.spread + (UNSEEN / count * self._range()) ** 2).sqrt()
         return _all(half_widths <= self._tolerance)
 
     def keep(self, rows: Tensor) -> None:

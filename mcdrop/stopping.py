@@ -1,18 +1,22 @@
 """When a row has had enough passes: rules, and the numbers of passes after which they are looked at.
 
-A rule is looked at after 16 passes and then each time after a quarter more, rounded up to a multiple of 16 (16, 32, 48,
-64, 80, 112, 144, 192, ...), and at the maximum: fixed numbers, so that an answer does not depend on chunks, neighbours
-or load; and few, since each look is a chance to stop by luck. Each row is judged by itself, and all of its numbers have
-to pass. The rules, at 95 % for each number:
+A rule is looked at after fixed numbers of passes, multiples of 16, and at the maximum: so an answer does not depend on
+chunks, neighbours or load. Each row is judged by itself, and all of its numbers have to pass. The rules, at 95 % for
+each number:
 
-    tolerance                 half-width of `mean`, z sqrt((s^2 + r^2 / n) / n), at most the tolerance (Chow & Robbins
-                              1965; asymptotic), with s^2 the variance over n passes and z = 1.96. r is the
-                              range of the number: 1 for probabilities, which forces n >= z / tolerance and catches
-                              rare jumps; else the range seen so far, and n >= 64, of which a jump of 1 pass in 20 is
-                              missed with probability 0.04.
+    tolerance                 half-width of `mean`, sqrt(z^2 s^2 / n + (r log 20 / n)^2), at most the tolerance (after
+                              Chow & Robbins 1965; asymptotic), with s^2 the variance over n passes. z = 2.24: each
+                              look may be wrong in 2.5 %, and the rest of the 5 % pays for looking often, that is for
+                              stopping when s^2 is small by luck. r is the range of the number; where all passes agree,
+                              log 20 r / tolerance of them are enough: a jump which they all missed, at 5 %, moves the
+                              mean by less than the tolerance (the rule of three). The range of probabilities is 1; of
+                              other numbers it is the one seen so far, and n >= 64, of which a jump of 1 pass in 20 is
+                              missed with probability 0.04. Looked at as soon as a row can stop, and then each time
+                              after an eighth more (at a tolerance of 0.02: 160, 192, 224, 256, 288, 336, ...).
     tolerance, certified      the reported mean is nowhere further than the tolerance from a bound of a confidence
                               sequence (mcdrop.sequences), which holds for any n; probabilities only.
-    until="label"             the label is that of infinitely many passes, by a confidence sequence.
+    until="label"             the label is that of infinitely many passes, by a confidence sequence. Both are looked at
+                              after 16 passes and then each time a quarter more (16, 32, 48, 64, 80, 112, 144, ...).
 
 An answer that stops early guarantees this and no more: it stops when the spread happens to be small, so its variance
 and mutual information are too low on average.
@@ -27,25 +31,29 @@ from typing import Any, Literal
 from mcdrop.errors import SettingError
 from mcdrop.tasks import Task
 
-__all__ = ["ERROR_RATE", "STEP", "Rule", "Until", "Z", "looks", "read_rule"]
+__all__ = ["ERROR_RATE", "STEP", "UNSEEN", "Rule", "Until", "Z", "looks", "read_rule"]
 
 Until = Literal["label"]
 
 STEP = 16  # passes: looks are at its multiples
 ERROR_RATE = 0.05  # of each number
-Z = NormalDist().inv_cdf(1 - ERROR_RATE / 2)
+Z = NormalDist().inv_cdf(1 - ERROR_RATE / 4)  # of a half-width at one look: two sides of half of the error rate
+UNSEEN = math.log(1 / ERROR_RATE)  # over n: the probability of what n passes do not show (the rule of three)
 _LEAST_OF_VALUES = 64  # passes before numbers without bounds are judged
 _MANY = 2**62  # more passes than there ever are
 _PROBABILITIES = ("classification", "binary", "multilabel")
 _INDEPENDENT = ("shared", "independent")  # mask modes whose passes are independent, as confidence sequences need them
 
 
-def looks(maximum: int) -> tuple[int, ...]:
-    """The numbers of passes after which a rule is looked at, ascending; the last is the maximum."""
-    counts, count = [], STEP
+def looks(maximum: int, first: int = STEP, part: int = 4) -> tuple[int, ...]:
+    """The numbers of passes after which a rule is looked at, ascending; the last is the maximum.
+
+    `first`, then each time one `part`-th more, all rounded up to multiples of 16.
+    """
+    counts, count = [], STEP * -(-first // STEP)
     while count < maximum:
         counts.append(count)
-        count += STEP * -(-count // (4 * STEP))
+        count += STEP * -(-count // (part * STEP))
     return (*counts, maximum)
 
 
@@ -84,12 +92,14 @@ class Rule:
             return 2 * STEP if self.task == "classification" else STEP
         if not self.bounded:
             return _LEAST_OF_VALUES
-        width = 2 * math.log(2 / ERROR_RATE) if self.certified else Z  # certified: at the largest weight, 1/2
+        width = 2 * math.log(2 / ERROR_RATE) if self.certified else UNSEEN  # certified: at the largest weight, 1/2
         return math.ceil(min(width / self.tolerance, _MANY))
 
     @property
     def looks(self) -> tuple[int, ...]:
-        """Where to look: at the numbers of `looks` that can matter."""
+        """Where to look: at numbers that can matter."""
+        if not self.is_sequence:
+            return looks(self.maximum, self.least, 8)
         first = STEP if self.until == "label" else self.least
         return tuple(count for count in looks(self.maximum) if count >= first)
 

@@ -224,20 +224,25 @@ def row_axis(one: torch.Size, two: torch.Size) -> int | None:
 # ---- when to stop
 
 
-def looks(maximum: int) -> list[int]:
-    """16 passes, then each time a quarter more, rounded up to 16s; and the maximum."""
-    counts = [16]
+def looks(maximum: int, first: int = 16, part: int = 4) -> list[int]:
+    """`first` passes, then each time a `part`-th more, rounded up to 16s; and the maximum."""
+    counts = [16 * math.ceil(first / 16)]
     while counts[-1] < maximum:
-        counts.append(counts[-1] + 16 * math.ceil(counts[-1] / 4 / 16))
+        counts.append(counts[-1] + 16 * math.ceil(counts[-1] / part / 16))
     return [n for n in counts if n < maximum] + [maximum]
 
 
 def half_width(values: Sequence[float], *, bounded: bool) -> float:
-    """Of the mean of `values`: 1.96 sqrt((s^2 + r^2 / n) / n), r being 1 where the values are between 0 and 1."""
+    """Of the mean of `values`: normal at 97.5 %, and the rule of three for a range that is 1 where they are bounded."""
     n, mean = len(values), math.fsum(values) / len(values)
     variance = math.fsum((x - mean) ** 2 for x in values) / (n - 1)
     spread = 1.0 if bounded else max(values) - min(values)
-    return 1.959963984540054 * math.sqrt((variance + spread**2 / n) / n)
+    return math.hypot(2.241402727604947 * math.sqrt(variance / n), spread * math.log(20) / n)
+
+
+def half_width_looks(maximum: int, tolerance: float, *, bounded: bool) -> list[int]:
+    """Where the half-width of a row is compared with the tolerance."""
+    return looks(maximum, math.ceil(math.log(20) / tolerance) if bounded else 64, 8)
 
 
 def lower_bound(values: Sequence[float], level: float) -> float:

@@ -93,9 +93,8 @@ def test_a_row_stops_at_the_first_look_at_which_all_its_numbers_are_near(name: s
     for row in range(len(ROWS)):
         enough = [
             n
-            for n in oracles.looks(MOST)
-            if (bounded or n >= 64)
-            and all(oracles.half_width(x, bounded=bounded) <= tolerance for x in values[:n, row].T.tolist())
+            for n in oracles.half_width_looks(MOST, tolerance, bounded=bounded)
+            if all(oracles.half_width(x, bounded=bounded) <= tolerance for x in values[:n, row].T.tolist())
         ]
         assert found.passes[row] == (enough or [MOST])[0], row
         assert found.converged[row] == bool(enough), row
@@ -202,13 +201,18 @@ def test_the_mean_is_near_the_truth_under_nearly_all_seeds(task: TaskName, toler
 
 @pytest.mark.slow
 def test_digits_are_as_near_as_the_tolerance_says_for_a_quarter_of_the_passes() -> None:
-    """The demo's network: 200 seeds against 100,000 passes, on the 40 of its 360 test images that spread most."""
+    """The demo's network: 200 seeds against 100,000 passes, on the 40 of its 360 test images that spread most.
+
+    The number that spreads most, and so decides when its row stops, is near under 0.982 of the seeds, in the mean over
+    these rows. Their share varies by 0.023 from seed to seed, so that its average over 200 is below 0.97 less than once
+    in a million; with half-widths of 1.96 standard errors it would be 0.96. Each of the 400 numbers is near under 0.95
+    of all seeds at least, so none has fewer here but once in a million.
+    """
     mc, images = digits()
-    fixed = fixed_passes(mc, images, 0.02)
-    assert mc(images, num_samples=10_000, tolerance=0.02).passes.double().mean() <= fixed / 4
     hard = images[mc(images, num_samples=2000, seed=10**7).variance.amax(1).topk(40).indices]
+    assert mc(images, num_samples=10_000, tolerance=0.02).passes.double().mean() <= fixed_passes(mc, hard, 0.02) / 4
     held = coverage(mc, hard, 0.02, seeds=200)
-    assert held.hardest >= 0.93
+    assert held.hardest >= 0.97
     assert held.lowest >= binom.ppf(FALSE_ALARM / 400, 200, 0.95) / 200
 
 
@@ -354,10 +358,10 @@ def test_rows_that_are_done_leave_the_batch() -> None:
     of, run = counted(engine, x, 1000, tolerance=0.2)
     of.advance([run], None)
     rows = {passes.start: count for count, passes in engine.asked}
-    # 1.96 |x| sqrt((1 + 4 / n) / n) <= 0.2: 100 passes for 1, 388 for 2
-    assert [count for _, count in sorted(rows.items())] == [5, 3, 3, 1, 1, 1, 1, 1, 1]
-    assert run.prediction().passes.tolist() == [112, 64, 480, 64, 112]
-    assert run.work == 112 + 64 + 480 + 64 + 112
+    # |x| hypot(2.24 / sqrt(n - 1), 2 log 20 / n) <= 0.2: 133 passes for 1, 510 for 2
+    assert [count for _, count in sorted(rows.items())] == [5, *[3] * 5, *[1] * 9]
+    assert run.prediction().passes.tolist() == [144, 64, 544, 64, 144]
+    assert run.work == 144 + 64 + 544 + 64 + 144
     assert engine.prepared == 1, "the prefix of the others is kept"
 
 
@@ -367,7 +371,7 @@ def test_what_is_left_counts_the_rows_that_stay() -> None:
     of.advance([run], 64)
     assert (run.left, run.computed_rows, run.stop_after(64), run.passes) == (2 * 936, 2, 80, 64)
     of.advance([run], None)
-    assert (run.left, run.done, run.passes) == (0, True, 480)
+    assert (run.left, run.done, run.passes) == (0, True, 544)
 
 
 # ---- what comes back
@@ -392,7 +396,7 @@ def test_a_stream_ends_with_the_whole() -> None:
     assert_same(estimates[-1], whole)
     assert [each.num_samples for each in estimates[:2]] == [20, 40]
     at_looks = [each.num_samples for each in mc.stream(ROWS, **settings)]
-    assert at_looks == [n for n in oracles.looks(MOST) if 33 <= n <= whole.num_samples]
+    assert at_looks == [n for n in oracles.half_width_looks(MOST, 0.06, bounded=True) if n <= whole.num_samples]
     assert all((a.passes <= b.passes).all() for a, b in itertools.pairwise(estimates))
 
 
@@ -448,7 +452,7 @@ def test_arrays_and_no_rows() -> None:
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
-    ("classification", {"tolerance": 0.02, "num_samples": 64}, "takes at least 98 passes.*num_samples=64"),
+    ("classification", {"tolerance": 0.02, "num_samples": 64}, "takes at least 150 passes.*num_samples=64"),
     ("classification", {"tolerance": 0.1, "certified": True, "num_samples": 64}, "takes at least 74 passes"),
     ("classification", {"until": "label", "num_samples": 31}, "takes at least 32 passes"),
     ("regression", {"tolerance": 0.1, "num_samples": 63}, "takes at least 64 passes"),

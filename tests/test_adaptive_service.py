@@ -101,7 +101,7 @@ def test_the_open_inference_protocol_takes_rules_as_parameters(http: httpx.Clien
 @pytest.mark.parametrize(
     ("asked", "code", "message"),
     [
-        ({"tolerance": 0.02}, "invalid-setting", "takes at least 98 passes"),
+        ({"tolerance": 0.02}, "invalid-setting", "takes at least 150 passes"),
         ({"tolerance": 0}, "invalid-request", "tolerance"),
         ({"until": "mean"}, "invalid-request", "until"),
         ({"tolerance": 0.05, "until": "label", "num_samples": 500}, "invalid-setting", "give one of them"),
@@ -235,7 +235,7 @@ def test_a_run_that_stops_early_returns_its_cost() -> None:
             assert scheduler.cost == pytest.approx(full / 4, rel=0.01), "three of four rows have left"
             model.gate.set()
             prediction: Any = await asyncio.wait_for(job.future, 60)
-            assert prediction.passes.tolist() == [64, 64, 480, 64]
+            assert prediction.passes.tolist() == [64, 64, 544, 64]
             assert scheduler.cost == 0
 
     asyncio.run(main())
@@ -247,8 +247,8 @@ def test_slices_end_where_rows_may_leave_and_take_the_others_along() -> None:
         with running() as scheduler:
             jobs = [adaptive_job(model, [1.0, 0.0], 1000, 0.2), adaptive_job(model, [2.0], 1000, 0.2)]
             first, second = await submitted(scheduler, *jobs)
-        assert (first.passes.tolist(), second.passes.tolist()) == ([112, 64], [480])
-        assert sum(budget or 0 for _, budget in model.log) in (480, 480 + 112)
+        assert (first.passes.tolist(), second.passes.tolist()) == ([144, 64], [544])
+        assert sum(budget or 0 for _, budget in model.log) in (544, 544 + 144)
 
     asyncio.run(main())
 
