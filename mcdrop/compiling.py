@@ -1,8 +1,9 @@
 """Prefix and suffix as code that PyTorch's compiler made (`torch.compile`), where that is asked for.
 
 What is compiled takes any number of passes and of rows, so that load of changing sizes compiles nothing again: one
-version of a part serves all sizes from 2 on, another one row (the compiler treats a size of 1 apart). Both are made
-before the first prediction, on inputs made up for that, and compared with the plain engine. Masks of each row, further
+version of a part serves all sizes from 2 on, another one row (the compiler treats a size of 1 apart); of a part with
+convolutions there are twice as many, since those of fewer than 16 images are apart. All are made before the first
+prediction, on inputs made up for that, and compared with the plain engine. Masks of each row, further
 free axes of size 1, another number of threads and the like make further versions when they are first met, up to the
 compiler's own limit (`torch._dynamo.config.recompile_limit`, 8 for each part); what comes then runs uncompiled. So do
 single passes, which gain nothing, passes that are computed one by one (`mode` "loop"), and thinned passes.
@@ -30,7 +31,8 @@ from mcdrop.proofs import PROOF_SEED, gap, rounding
 
 __all__ = ["compile_engine"]
 
-_PRIMES = (5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43)
+_SOME, _MANY = (5, 7, 11, 13), (17, 19, 23, 29, 31, 37, 41, 43)  # rows or passes
+_FEW = ((5, 3), (3, 5), (7, 2), (2, 7), (5, 2), (2, 5), (3, 2), (2, 3))  # rows and passes, less than 16 together
 
 
 class _CompiledPart(Part):
@@ -97,8 +99,7 @@ def compile_engine(engine: GraphEngine) -> None:
         )
         made = [tensor.to(engine.device) for tensor in example_inputs(engine.program.inputs).values()]
         rows = proof_rows(made, engine.program.inputs)
-        many, passes = _free_sizes(engine, rows)
-        for count in (many, 1) if engine.merges else (3,):
+        for count, passes in _free_sizes(engine, rows):
             some = [
                 x.repeat(-(-count // 3), *[1] * (x.ndim - 1))[:count] if spec.batched else x
                 for x, spec in zip(rows, engine.program.inputs, strict=True)
@@ -123,13 +124,18 @@ def compile_engine(engine: GraphEngine) -> None:
     engine.parts = compiled
 
 
-def _free_sizes(engine: GraphEngine, rows: Sequence[Tensor]) -> list[int]:
-    """Numbers of rows and of passes that are no other size: the compiler takes equal sizes for one and the same."""
+def _free_sizes(engine: GraphEngine, rows: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """Rows and passes of every version, each no other size: the compiler takes equal sizes for one and the same."""
     tensors = [*engine.program.weights.values(), *rows]
     taken = {size for tensor in tensors for size in tensor.shape} | {
         size for site in engine.program.sites for size in site.shape
     }
-    return sorted(_PRIMES, key=taken.__contains__)[:2]
+    some, passes = sorted(_SOME, key=taken.__contains__)[:2]
+    many, more = sorted(_MANY, key=taken.__contains__)[:2]
+    if not engine.merges:
+        return [(3, passes), (3, more)]
+    few = min(_FEW, key=lambda pair: len(taken.intersection(pair)))
+    return [(some, passes), (many, more), (1, passes), (1, more), few]
 
 
 def _outputs(engine: GraphEngine, rows: list[Tensor], passes: int) -> tuple[Tensor, ...]:

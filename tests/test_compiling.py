@@ -89,6 +89,19 @@ def test_a_mapped_suffix_is_compiled_too() -> None:
 
 
 @pytest.mark.slow
+def test_convolutions_of_any_number_of_images() -> None:
+    """Those of less than 16 are versions of their own, in the prefix by rows and in the suffix by rows and passes."""
+    first = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Dropout2d(0.5), nn.Conv2d(4, 4, 3), nn.Flatten()]
+    model, images = nn.Sequential(*first, nn.Dropout(0.5), nn.Linear(64, 3)).eval(), torch.randn(64, 1, 8, 8)
+    one, other = (MCDropout(model, images[:2], task="raw", compile=each) for each in (False, True))
+    before = graphs()
+    for rows, passes in itertools.product((1, 2, 3, 15, 16, 17, 64), (2, 3, 15, 16, 40)):
+        a, b = (mc.sample(images[:rows], num_samples=passes) for mc in (one, other))
+        torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-5)
+    assert graphs() == before
+
+
+@pytest.mark.slow
 def test_served(tmp_path: Path, models: tuple[MCDropout, MCDropout]) -> None:
     """Everything is compiled when the server is ready."""
     models[0].save(tmp_path / "net")
