@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from mcdrop.adaptive import AdaptiveSink
-from mcdrop.moments import accumulator
-from mcdrop.stopping import Rule
-from mcdrop.tasks import Task
+from mcdrop.outputs.tasks import Task
+from mcdrop.streaming.adaptive import AdaptiveSink
+from mcdrop.streaming.moments import accumulator
+from mcdrop.streaming.stopping import Rule
 
 __all__ = ["coverage_of_jumps"]
 

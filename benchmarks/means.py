@@ -19,7 +19,7 @@ from benchmarks.measure import LEAST, in_turn
 from benchmarks.report import conditions
 from mcdrop import MCDropout
 from mcdrop.digits import load_digits, train
-from mcdrop.threads import limited_threads
+from mcdrop.surroundings.threads import limited_threads
 
 __all__ = ["Means", "digits_case", "main", "measure_means"]
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         RegressionPrediction,
     )
     from mcdrop.predictor import MCDropout
-    from mcdrop.report import Report
+    from mcdrop.reporting.report import Report
 
 __version__ = "0.1.0"
 
@@ -58,7 +58,7 @@ __all__ = [
     "layers",
 ]
 
-_MODULES = {"MCDropout": "predictor", "Report": "report", "inspect": "inspecting"}
+_MODULES = {"MCDropout": "predictor", "Report": "reporting.report", "inspect": "inspecting"}
 _ROOMS = ("layers", "sweep", "training")  # reached as `mcdrop.training` after `import mcdrop`
 
 

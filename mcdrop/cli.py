@@ -3,8 +3,9 @@
 Exit codes: 0 done, 1 an error (one sentence on standard error, the traceback with --traceback), 2 wrong usage,
 130 interrupted. Reports and JSON go to standard output, progress and errors to standard error.
 
-`mcdrop.parser` knows what the commands take, and `mcdrop.commands` does the work. That is imported when a command runs:
-loading PyTorch takes seconds, and neither `mcdrop --help` nor a mistyped flag should have to wait for it.
+`mcdrop.command_line.parser` knows what the commands take, and `mcdrop.command_line.commands` does the work. That is
+imported when a command runs: loading PyTorch takes seconds, and neither `mcdrop --help` nor a mistyped flag should have
+to wait for it.
 """
 
 import importlib
@@ -16,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mcdrop.command_line.parser import make_parser
 from mcdrop.errors import McdropError
-from mcdrop.parser import make_parser
 
 __all__ = ["main"]
 
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():  # puts `showwarning` back
             warnings.showwarning = _show_warning
-            getattr(importlib.import_module("mcdrop.commands"), arguments.command)(arguments)
+            getattr(importlib.import_module("mcdrop.command_line.commands"), arguments.command)(arguments)
         sys.stdout.flush()
         return 0
     except KeyboardInterrupt:

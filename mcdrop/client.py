@@ -8,8 +8,8 @@
         everything = client.predict_many(rows, concurrency=8)    # as many requests as it takes, side by side
 
 `AsyncClient` is the same with `await` and `async for`. Neither needs PyTorch. Tensors travel as bytes where the server
-offers it, else as JSON. Requests that met a busy server or a broken connection are sent again (`mcdrop.retries`), all
-within one time limit, of which the server is told. `mcdrop.api_errors` draws the errors.
+offers it, else as JSON. Requests that met a busy server or a broken connection are sent again (`mcdrop.wire.retries`),
+all within one time limit, of which the server is told. `mcdrop.wire.api_errors` draws the errors.
 """
 
 import contextlib
@@ -19,10 +19,11 @@ from typing import Any, Literal, Self, TypeVar, Unpack
 
 import httpx
 
-from mcdrop import api, exchange, many
-from mcdrop.answers import RemotePrediction, Timings, joined
-from mcdrop.api import Asked, Reply
-from mcdrop.api_errors import (
+from mcdrop.errors import SettingError
+from mcdrop.wire import api, exchange, many
+from mcdrop.wire.answers import RemotePrediction, Timings, joined
+from mcdrop.wire.api import Asked, Reply
+from mcdrop.wire.api_errors import (
     APIConnectionError,
     APIError,
     APIStatusError,
@@ -39,11 +40,10 @@ from mcdrop.api_errors import (
     UnprocessableRequest,
     connection_error,
 )
-from mcdrop.async_client import AsyncClient
-from mcdrop.errors import SettingError
-from mcdrop.events import EventReader
-from mcdrop.exchange import Ask, Pause, Talk
-from mcdrop.options import DEFAULT_RETRIES, DEFAULT_TIMEOUT, LIMITS, Connection, Options, request
+from mcdrop.wire.async_client import AsyncClient
+from mcdrop.wire.events import EventReader
+from mcdrop.wire.exchange import Ask, Pause, Talk
+from mcdrop.wire.options import DEFAULT_RETRIES, DEFAULT_TIMEOUT, LIMITS, Connection, Options, request
 
 __all__ = [
     "APIConnectionError",

@@ -19,13 +19,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mcdrop.bundle import FILES
 from mcdrop.digits import CLASS_NAMES, INK, Digits, accuracy, load_digits, not_digits, train
+from mcdrop.disk.bundle import FILES
+from mcdrop.disk.folders import check_replaceable
 from mcdrop.errors import McdropError
-from mcdrop.folders import check_replaceable
 from mcdrop.prediction import ClassificationPrediction
 from mcdrop.predictor import MCDropout
-from mcdrop.terminal import bar, draw, open_console, progress
+from mcdrop.surroundings.terminal import bar, draw, open_console, progress
 from service.server import listen, serve, serving
 from service.settings import load_settings
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mcdrop.threads import limited_threads
+from mcdrop.surroundings.threads import limited_threads
 from mcdrop.training import fit
 
 __all__ = [

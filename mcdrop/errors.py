@@ -43,7 +43,7 @@ class McdropError(Exception):
 class NoDropoutError(McdropError, ValueError):
     """The network has no active stochastic site, so every sample would be the same.
 
-    `sites` are those that were found and are inactive (`mcdrop.sites.Site`), where there are any.
+    `sites` are those that were found and are inactive (`mcdrop.graph.sites.Site`), where there are any.
     """
 
     code = "no-dropout"

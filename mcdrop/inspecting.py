@@ -6,17 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mcdrop.choosing import Pattern, Patterns
-from mcdrop.eager import EagerEngine, global_generators, neutral
+from mcdrop.capturing.snapshot import Adapter, private_copy, read_example
+from mcdrop.engines.eager import EagerEngine, global_generators, neutral
 from mcdrop.errors import CaptureError, McdropError, NoDropoutError, RowsInteractError, SettingError
-from mcdrop.findings import Evidence, judge
-from mcdrop.measures import as_prediction
-from mcdrop.plain import plain
+from mcdrop.graph.choosing import Pattern, Patterns
+from mcdrop.graph.sites import Site
+from mcdrop.outputs.tasks import OutputKind, Task, TaskName
 from mcdrop.predictor import MCDropout, dropout_modules
-from mcdrop.report import Report, measure, read_inputs, report_on, site_reports
-from mcdrop.sites import Site
-from mcdrop.snapshot import Adapter, private_copy, read_example
-from mcdrop.tasks import OutputKind, Task, TaskName
+from mcdrop.reporting.findings import Evidence, judge
+from mcdrop.reporting.measures import as_prediction
+from mcdrop.reporting.report import Report, measure, read_inputs, report_on, site_reports
+from mcdrop.surroundings.plain import plain
 
 __all__ = ["inspect"]
 

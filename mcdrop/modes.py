@@ -4,12 +4,13 @@ Masks:
 
     shared        one mask for all rows of a pass
     independent   one mask for each row of a pass
-    balanced      as shared, and in each block of `BLOCK` passes every unit is dropped p * BLOCK times (mcdrop.balance)
+    balanced      as shared, and in each block of `BLOCK` passes every unit is dropped p * BLOCK times
+                  (mcdrop.randomness.balance)
 
 Passes are independent of one another, but for those of one block of balanced masks. What looks at the spread over
 passes, or stops by it, has to look at whole blocks: `block_length` says how long they are.
 
-The last layer: its dropout is sampled like any other, or integrated exactly (mcdrop.last_layer).
+The last layer: its dropout is sampled like any other, or integrated exactly (mcdrop.graph.last_layer).
 """
 
 from typing import Literal, get_args

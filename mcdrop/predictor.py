@@ -16,7 +16,7 @@ from typing import Any, Literal, NoReturn
 import torch
 from torch import Tensor, nn
 
-from mcdrop.arguments import (
+from mcdrop.answering.arguments import (
     cast,
     check_engine,
     check_last_layer,
@@ -27,25 +27,25 @@ from mcdrop.arguments import (
     checked_device,
     device_of,
 )
-from mcdrop.capture import capture
-from mcdrop.captured import Captured, moved
-from mcdrop.choosing import Choice, Pattern, Patterns
-from mcdrop.compiling import compile_engine
-from mcdrop.definition import Definition
-from mcdrop.engine import GraphEngine
+from mcdrop.answering.definition import Definition
+from mcdrop.answering.observation_noise import residual_variance
+from mcdrop.answering.predicting import Predictor
+from mcdrop.capturing.capture import capture
+from mcdrop.capturing.captured import Captured, moved
+from mcdrop.capturing.compiling import compile_engine
+from mcdrop.capturing.precision import as_dtype, check_precision, explained, input_dtype
+from mcdrop.capturing.snapshot import Adapter, private_copy, read_example
+from mcdrop.disk.saving import read_model, write_model
+from mcdrop.engines.engine import GraphEngine
+from mcdrop.engines.masks import Masks
 from mcdrop.errors import SettingError
-from mcdrop.masks import Masks
+from mcdrop.graph.choosing import Choice, Pattern, Patterns
+from mcdrop.graph.program import Program
 from mcdrop.modes import LastLayer, MaskMode
-from mcdrop.observation_noise import residual_variance
-from mcdrop.plain import plain
-from mcdrop.precision import as_dtype, check_precision, explained, input_dtype
-from mcdrop.predicting import Predictor
+from mcdrop.outputs.tasks import OutputKind, Task, TaskName
 from mcdrop.prediction import Prediction
-from mcdrop.program import Program
-from mcdrop.report import Report, Subject, report_on
-from mcdrop.saving import read_model, write_model
-from mcdrop.snapshot import Adapter, private_copy, read_example
-from mcdrop.tasks import OutputKind, Task, TaskName
+from mcdrop.reporting.report import Report, Subject, report_on
+from mcdrop.surroundings.plain import plain
 
 __all__ = ["MCDropout", "dropout_modules"]
 
@@ -74,16 +74,18 @@ class MCDropout(Predictor):
         engine: "graph", "eager", or "auto": graph, and eager with a warning where capture fails.
         thinned: with shared masks, leave out the computation of dropped units where that is faster; `cost` says from
             how many rows on. The numbers are the same up to rounding.
-        compile: whether to run as code that PyTorch's compiler makes, once, in a minute or so (see `mcdrop.compiling`).
-        fast: compute with fewer operations where the numbers are the same up to rounding (see `mcdrop.fusing`); False
-            computes as the network was captured.
+        compile: whether to run as code that PyTorch's compiler makes, once, in a minute or so (see
+            `mcdrop.capturing.compiling`).
+        fast: compute with fewer operations where the numbers are the same up to rounding (see
+            `mcdrop.shortcuts.fusing`); False computes as the network was captured.
         max_memory: bytes that one call may use beyond weights, inputs and results; a quarter of what is free if None.
         allow_row_interaction: go on although the rows of a batch influence one another.
         include: which sites draw: module paths (`"encoder.*.dropout"`), kinds (`"attention"`) or numbers; all if None.
         exclude: which of them do not.
         rates: {pattern: p} in [0, 1): rates instead of the network's own; of several the last one counts.
         last_layer: "sampled", or "exact": the last dropout is integrated in closed form instead of drawn, where a
-            regression ends in dropout and a Linear (`mcdrop.last_layer`). There are no samples and quantiles then.
+            regression ends in dropout and a Linear (`mcdrop.graph.last_layer`). There are no samples and quantiles
+            then.
 
     Raises:
         NoDropoutError: the network has no active dropout, or none is chosen.
@@ -190,7 +192,7 @@ class MCDropout(Predictor):
         return report_on(self.subject(num_samples), inputs, targets)
 
     def subject(self, num_samples: int | None = None) -> Subject:
-        """What `mcdrop.report` takes."""
+        """What `mcdrop.reporting.report` takes."""
         facts = {
             "name": self.name or "unnamed",
             "version": self.version,

@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mcdrop.errors import SettingError
-from mcdrop.fields import FIELDS
+from mcdrop.outputs.fields import FIELDS
 
 __all__ = [
     "FIELDS",

@@ -14,7 +14,7 @@ import torch
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from mcdrop.inputs import InputSpec
+from mcdrop.graph.inputs import InputSpec
 from service.model import Example, ServedModel
 from service.registry import Registry
 from service.security import Keys, is_open

@@ -12,9 +12,9 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from mcdrop.answering.runs import Run, Share
 from mcdrop.prediction import Prediction, concatenate
 from mcdrop.predictor import MCDropout
-from mcdrop.runs import Run, Share
 from service.outcome import Outcome
 from service.pace import Pace
 from service.tally import Tally

@@ -13,9 +13,9 @@ import orjson
 import torch
 from numpy.typing import NDArray
 
+from mcdrop.answering.runs import Run, Share
 from mcdrop.prediction import Prediction
 from mcdrop.predictor import MCDropout
-from mcdrop.runs import Run, Share
 from service import wire
 from service.backlog import Steps
 from service.errors import LimitError, NotReadyError

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mcdrop.answering.runs import Share
 from mcdrop.prediction import Prediction
-from mcdrop.runs import Share
 
 ROWS_SECOND = ("samples", "quantiles")  # fields whose first axis are passes or levels
 

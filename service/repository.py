@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from mcdrop.bundle import FILES, read_meta
+from mcdrop.disk.bundle import FILES, read_meta
 from mcdrop.errors import BundleError, McdropError, SettingError
 from service.settings import Settings
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from mcdrop.errors import InputError
-from mcdrop.memory import is_out_of_memory
+from mcdrop.surroundings.memory import is_out_of_memory
 from service.backlog import Backlog, Batch, Errand, Result, Steps
 from service.errors import DeadlineError, NotReadyError, OverloadedError
 from service.jobs import Job

@@ -3,8 +3,8 @@
 from collections import deque
 from collections.abc import Generator, Sequence
 
+from mcdrop.answering.runs import Share
 from mcdrop.prediction import Prediction
-from mcdrop.runs import Share
 from service.jobs import Job
 from service.metrics import Metrics
 from service.nonfinite import count_nonfinite, each_array

@@ -13,10 +13,10 @@ import numpy as np
 import orjson
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from mcdrop.fields import FIELDS
-from mcdrop.inputs import InputSpec
+from mcdrop.graph.inputs import InputSpec
+from mcdrop.outputs.fields import FIELDS
+from mcdrop.outputs.tasks import Task
 from mcdrop.predictor import MCDropout
-from mcdrop.tasks import Task
 from service.errors import InvalidRequestError, MalformedBodyError
 from service.outcome import Outcome
 

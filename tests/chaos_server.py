@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mcdrop.engine import GraphEngine
+from mcdrop.engines.engine import GraphEngine
 
 
 def run_out_by(switch: Path) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from engines import ArithmeticEngine, Law, counted_from_seed
-from mcdrop.moments import accumulator
-from mcdrop.runs import Run
-from mcdrop.sampling import Sampler
-from mcdrop.tasks import Task
+from mcdrop.answering.runs import Run
+from mcdrop.answering.sampling import Sampler
+from mcdrop.outputs.tasks import Task
+from mcdrop.streaming.moments import accumulator
 from service.jobs import Job
 from service.pace import Pace
 from service.scheduler import Scheduler

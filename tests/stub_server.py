@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from mcdrop.tensors_wire import join, read_all, split, write
+from mcdrop.wire.tensors_wire import join, read_all, split, write
 
 Fault = Callable[[httpx.Request], httpx.Response | None]
 

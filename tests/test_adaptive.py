@@ -16,14 +16,14 @@ from benchmarks.adaptive import coverage, digits, fixed_passes
 from bounds import FALSE_ALARM
 from engines import ArithmeticEngine, turned
 from mcdrop import MCDropout
-from mcdrop.adaptive import AdaptiveSink
+from mcdrop.answering.runs import Run
+from mcdrop.answering.sampling import Sampler
 from mcdrop.errors import SettingError
-from mcdrop.moments import accumulator
+from mcdrop.outputs.tasks import Task, TaskName
 from mcdrop.prediction import Prediction
-from mcdrop.runs import Run
-from mcdrop.sampling import Sampler
-from mcdrop.stopping import Rule
-from mcdrop.tasks import Task, TaskName
+from mcdrop.streaming.adaptive import AdaptiveSink
+from mcdrop.streaming.moments import accumulator
+from mcdrop.streaming.stopping import Rule
 from networks import NETWORKS
 
 MOST = 400
@@ -482,7 +482,7 @@ def test_arguments_that_make_no_sense(name: str, arguments: dict[str, Any], mess
 
 def test_a_sequence_takes_passes_that_are_independent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the mask modes that there are, all are; one that is not listed is refused."""
-    monkeypatch.setattr("mcdrop.stopping._INDEPENDENT", ("shared",))
+    monkeypatch.setattr("mcdrop.streaming.stopping._INDEPENDENT", ("shared",))
     mc = captured("classification")
     check: Callable[..., Any] = mc.start
     check(ROWS, num_samples=MOST, tolerance=0.06, masks="independent")

@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from engines import turned
-from mcdrop.adaptive import AdaptiveSink
+from mcdrop.answering.runs import Run
 from mcdrop.cli import main
 from mcdrop.client import AsyncClient, Client, UnprocessableRequest
-from mcdrop.moments import accumulator
-from mcdrop.runs import Run
-from mcdrop.stopping import Rule
-from mcdrop.tasks import Task
+from mcdrop.outputs.tasks import Task
+from mcdrop.streaming.adaptive import AdaptiveSink
+from mcdrop.streaming.moments import accumulator
+from mcdrop.streaming.stopping import Rule
 from scheduling import Model, running, submitted
 from service.jobs import Job
 from service.server import serving

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from bounds import FALSE_ALARM, assert_binomial
 from mcdrop import MCDropout
-from mcdrop.balance import balanced_mask
 from mcdrop.errors import SettingError
 from mcdrop.layers import GaussianDropout
 from mcdrop.modes import BLOCK, block_length
-from mcdrop.noise import keep_mask
 from mcdrop.prediction import Prediction
+from mcdrop.randomness.balance import balanced_mask
+from mcdrop.randomness.noise import keep_mask
 from oracles import Enumeration, enumerate_masks
 from test_exact import bernstein_band
 from test_noise import reference_hash, word
@@ -50,7 +50,7 @@ def test_counts_that_are_not_whole_are_rounded_up_or_down_with_the_right_mean(p:
 
 
 def reference(p: float, seed: int, site: int, t: int, coordinates: Sequence[int]) -> bool:
-    """Whether a unit drops in pass t: the definition in mcdrop.balance, on Python integers."""
+    """Whether a unit drops in pass t: the definition in mcdrop.randomness.balance, on Python integers."""
     block, i = divmod(t, BLOCK)
     limit = round(p * BLOCK * 2**32)
     left = limit // 2**32 + (word(seed, site, 2**63 + block, coordinates, None) >> 32 < limit % 2**32)

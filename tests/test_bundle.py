@@ -13,12 +13,13 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from mcdrop import bundle, draws, sites
-from mcdrop.bundle import FILES, FORMAT, read_bundle, read_meta, write_bundle
+from mcdrop.disk import bundle
+from mcdrop.disk.bundle import FILES, FORMAT, read_bundle, read_meta, write_bundle
 from mcdrop.errors import BundleError
-from mcdrop.inputs import InputSpec
-from mcdrop.noise import NOISE_VERSION
-from mcdrop.program import Program
+from mcdrop.graph import draws, sites
+from mcdrop.graph.inputs import InputSpec
+from mcdrop.graph.program import Program
+from mcdrop.randomness.noise import NOISE_VERSION
 
 aten = torch.ops.aten
 META = {

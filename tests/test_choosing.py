@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import network_modules as m
-from mcdrop.choosing import Choice, choose
-from mcdrop.engine import GraphEngine
+from mcdrop.engines.engine import GraphEngine
 from mcdrop.errors import BundleError, NoDropoutError, SettingError
+from mcdrop.graph.choosing import Choice, choose
+from mcdrop.graph.program import Program
+from mcdrop.graph.sites import Site
 from mcdrop.predictor import MCDropout
-from mcdrop.program import Program
-from mcdrop.sites import Site
 from networks import NETWORKS
 
 P, Q = 0.3, 0.6  # a rate, and another one

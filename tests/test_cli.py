@@ -22,9 +22,9 @@ from safetensors.torch import save_file
 
 from mcdrop.cli import main
 from mcdrop.client import Client
-from mcdrop.network_arguments import TASKS
+from mcdrop.command_line.network_arguments import TASKS
+from mcdrop.outputs.tasks import TaskName
 from mcdrop.predictor import MCDropout
-from mcdrop.tasks import TaskName
 from service.server import serving
 from service.settings import Settings, load_settings
 
@@ -483,7 +483,7 @@ def test_predict_by_a_server_writes_the_same_files(folder, capsys, monkeypatch, 
     rows = np.random.default_rng(0).standard_normal((300, 4)).astype(np.float32)
     np.save("data.npy", rows)
     np.savetxt("data.csv", rows, delimiter=",")
-    monkeypatch.setattr("mcdrop.remote_command.Client", functools.partial(Client, binary=binary))
+    monkeypatch.setattr("mcdrop.command_line.remote_command.Client", functools.partial(Client, binary=binary))
     with serving(load_settings(models=folder, port=0, device="cpu", log_level="error")) as url:
         for data, model in (("data.npy", ""), ("data.csv", "--model insects")):
             for output in ("csv", "npz", "json"):

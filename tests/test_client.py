@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 
-from mcdrop import api_errors
 from mcdrop.client import (
     APIConnectionError,
     APIError,
@@ -31,6 +30,7 @@ from mcdrop.client import (
     UnprocessableRequest,
 )
 from mcdrop.errors import InputError, McdropError, SettingError
+from mcdrop.wire import api_errors
 from service.server import listen, serving
 from serving import CLASSES, model, settings
 

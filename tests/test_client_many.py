@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-from mcdrop.answers import RemotePrediction, Timings, joined
 from mcdrop.client import (
     APIConnectionError,
     APITimeoutError,
@@ -24,7 +23,8 @@ from mcdrop.client import (
     UnprocessableRequest,
 )
 from mcdrop.errors import InputError, SettingError
-from mcdrop.tensors_wire import split
+from mcdrop.wire.answers import RemotePrediction, Timings, joined
+from mcdrop.wire.tensors_wire import split
 from stub_server import Body, Stub, breaks, cut_short, estimate, event, says, streams
 
 ROWS = np.arange(22, dtype=np.float32).reshape(11, 2)

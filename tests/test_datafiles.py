@@ -9,9 +9,9 @@ import pickle
 import numpy as np
 import pytest
 
-from mcdrop.datafiles import as_json, check_output, read_arrays, read_inputs, write_csv, write_fields
+from mcdrop.command_line.datafiles import as_json, check_output, read_arrays, read_inputs, write_csv, write_fields
 from mcdrop.errors import InputError, SettingError
-from mcdrop.inputs import InputSpec, Signature
+from mcdrop.graph.inputs import InputSpec, Signature
 
 IMAGE = Signature((InputSpec.parse("image: float32[batch, 2, 3]"),))
 TOKENS = Signature((InputSpec.parse("ids: int64[batch, length<=8]"),))

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import fx
 
-from mcdrop import sites
-from mcdrop.dialect import check_call, check_graph
-from mcdrop.draws import alpha_scale, noise, scale
-from mcdrop.operators import name_of
-from mcdrop.strictjson import Refused
+from mcdrop.disk.dialect import check_call, check_graph
+from mcdrop.disk.operators import name_of
+from mcdrop.disk.strictjson import Refused
+from mcdrop.graph import sites
+from mcdrop.graph.draws import alpha_scale, noise, scale
 
 aten = torch.ops.aten
 X = fx.Graph().placeholder("x")

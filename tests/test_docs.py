@@ -27,13 +27,17 @@ from torch import Tensor, nn
 
 import mcdrop
 import model_networks
-from mcdrop import api_errors, errors, exposing, fields, findings, layers, prediction
-from mcdrop.api import show_model
+from mcdrop import errors, layers, prediction
+from mcdrop.capturing import exposing
 from mcdrop.cli import main
 from mcdrop.client import Client
+from mcdrop.command_line.parser import make_parser
 from mcdrop.errors import McdropError
-from mcdrop.parser import make_parser
+from mcdrop.outputs import fields
 from mcdrop.predictor import MCDropout
+from mcdrop.reporting import findings
+from mcdrop.wire import api_errors
+from mcdrop.wire.api import show_model
 from metering import described
 from service.app import create_app
 from service.errors import HTTP_CODES, TABLE
@@ -311,7 +315,7 @@ def _codes() -> dict[str, tuple[str, str]]:
         if not error.__module__.startswith(("mcdrop.", "service.")) or "code" not in vars(error):
             continue
         row = next((TABLE[cls] for cls in error.__mro__ if cls in TABLE), None)
-        is_public = error.__module__ in ("mcdrop.errors", "mcdrop.api_errors")
+        is_public = error.__module__ in ("mcdrop.errors", "mcdrop.wire.api_errors")
         found[error.code] = ("" if row is None else str(row.status), f"`{error.__name__}`" if is_public else "")
     for row in TABLE.values():
         if row.code is not None:

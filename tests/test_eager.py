@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from mcdrop import MCDropout
-from mcdrop.eager import drawing, global_generators, neutral
+from mcdrop.engines.eager import drawing, global_generators, neutral
+from mcdrop.engines.supplies import Given, Seeded
 from mcdrop.errors import BundleError, CaptureError, SettingError, UnsupportedRandomnessError
-from mcdrop.noise import keep_mask, normal, uniform
-from mcdrop.supplies import Given, Seeded
+from mcdrop.randomness.noise import keep_mask, normal, uniform
 
 
 def test_neutral_dropout_is_the_identity() -> None:

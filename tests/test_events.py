@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcdrop.events import Event, EventReader
+from mcdrop.wire.events import Event, EventReader
 
 BODY = (
     '\ufeff: heartbeat\n\nevent: estimate\ndata: {"a":\ndata: 1}\n\n'

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from bounds import FALSE_ALARM
-from mcdrop import MCDropout, noise
+from mcdrop import MCDropout
 from mcdrop.layers import (
     DropBlock2d,
     DropPath,
@@ -31,6 +31,7 @@ from mcdrop.layers import (
     VariationalLSTM,
     add_drop_connect,
 )  # fmt: skip
+from mcdrop.randomness import noise
 from network_modules import DropConnect
 from network_sequences import Recurrent
 from oracles import Enumeration, entropy, enumerate_masks

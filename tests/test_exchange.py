@@ -10,9 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcdrop import api, exchange
-from mcdrop.answers import RemotePrediction
-from mcdrop.api import Reply
 from mcdrop.client import (
     APIConnectionError,
     APIError,
@@ -24,9 +21,12 @@ from mcdrop.client import (
     Overloaded,
 )
 from mcdrop.errors import InputError
-from mcdrop.exchange import Ask, Pause, Server
-from mcdrop.retries import Deadline
-from mcdrop.tensors_wire import split
+from mcdrop.wire import api, exchange
+from mcdrop.wire.answers import RemotePrediction
+from mcdrop.wire.api import Reply
+from mcdrop.wire.exchange import Ask, Pause, Server
+from mcdrop.wire.retries import Deadline
+from mcdrop.wire.tensors_wire import split
 from stub_server import Fault, Stub, breaks, cut_short, says
 
 ROWS = np.array([[1, 2], [3, 4]], np.float32)

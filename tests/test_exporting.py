@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from mcdrop.command_line.exporting import build_network, call_of, load_checkpoint, read_checkpoint
 from mcdrop.errors import InputError, SettingError
-from mcdrop.examples import example_inputs
-from mcdrop.exporting import build_network, call_of, load_checkpoint, read_checkpoint
-from mcdrop.inputs import InputSpec
+from mcdrop.graph.examples import example_inputs
+from mcdrop.graph.inputs import InputSpec
 
 FACTORIES = """
 from torch import nn

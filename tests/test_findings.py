@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import mcdrop
 import network_findings as nets
 from mcdrop import MCDropout
-from mcdrop.findings import KINDS, Evidence, Finding, judge
 from mcdrop.layers import add_drop_connect
+from mcdrop.reporting.findings import KINDS, Evidence, Finding, judge
 from network_findings import P
 
 VECTOR = torch.linspace(-1, 1, 24).view(4, 6)

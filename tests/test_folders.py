@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mcdrop import folders
+from mcdrop.disk import folders
 from mcdrop.errors import BundleError
 
 

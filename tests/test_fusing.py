@@ -12,11 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from mcdrop import MCDropout
-from mcdrop.engine import GraphEngine
-from mcdrop.fusing import fused
-from mcdrop.lean import convolution, dropped_linear, is_small, smaller_side
-from mcdrop.lowering import scale_folded
-from mcdrop.part import Part
+from mcdrop.engines.engine import GraphEngine
+from mcdrop.shortcuts.fusing import fused
+from mcdrop.shortcuts.lean import convolution, dropped_linear, is_small, smaller_side
+from mcdrop.splitting.lowering import scale_folded
+from mcdrop.splitting.part import Part
 
 
 def graph(mc: MCDropout) -> GraphEngine:
@@ -233,7 +233,7 @@ class _LargestProduct(TorchDispatchMode):
 def test_the_mask_multiplies_what_is_smallest(
     rows: int, passes: int, out: int, bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mcdrop.lean._WORTH", 0)
+    monkeypatch.setattr("mcdrop.shortcuts.lean._WORTH", 0)
     units = 7
     x, drawn = torch.randn(rows, units), torch.rand(passes, 1, units)
     weight, shift = torch.randn(out, units), torch.randn(out) if bias else None
@@ -320,7 +320,7 @@ def test_parts_that_give_something_else_stay_plain(monkeypatch: pytest.MonkeyPat
         twin.weights = tuple(2 * weight for weight in part.weights)
         return twin
 
-    monkeypatch.setattr("mcdrop.proofs.fused", doubled)
+    monkeypatch.setattr("mcdrop.capturing.proofs.fused", doubled)
     network, x = head_network(), torch.randn(2, 6)
     mc, plain = (MCDropout(network, x, task="raw", fast=fast) for fast in (True, False))
     assert not graph(mc).fused

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcdrop.errors import InputError, SettingError
-from mcdrop.inputs import DTYPES, InputSpec, Signature, check_finite
+from mcdrop.graph.inputs import DTYPES, InputSpec, Signature, check_finite
 
 IMAGE = Signature((InputSpec.parse("image: float32[batch, 1, 2, 2]"),))
 TEXT = Signature(

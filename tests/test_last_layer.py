@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from bounds import FALSE_ALARM
 from mcdrop import MCDropout
 from mcdrop.cli import main
-from mcdrop.engine import GraphEngine
+from mcdrop.engines.engine import GraphEngine
 from mcdrop.errors import BundleError, SettingError
 from mcdrop.layers import LockedDropout
-from mcdrop.moments import accumulator
-from mcdrop.tasks import Task
+from mcdrop.outputs.tasks import Task
+from mcdrop.streaming.moments import accumulator
 from oracles import enumerate_masks
 from serving import live
 from test_balance import Copies, zscore

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
 
 from mcdrop import MCDropout
-from mcdrop.eager import neutral
+from mcdrop.engines.eager import neutral
 from mcdrop.errors import InputError, SettingError
 from mcdrop.layers import VariationalGRU, VariationalLSTM, add_drop_connect
 from oracles import Draws

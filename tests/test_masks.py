@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mcdrop.masks import _ENTRY, Masks, _Kept
-from mcdrop.noise import keep_mask
-from mcdrop.sites import Law, Site
+from mcdrop.engines.masks import _ENTRY, Masks, _Kept
+from mcdrop.graph.sites import Law, Site
+from mcdrop.randomness.noise import keep_mask
 
 
 def site(law: Law = "bernoulli", *, p: float = 0.3, axis: int | None = 0, index: int = 2, major: bool = True) -> Site:

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from mcdrop import accumulator as accumulator_module
 from mcdrop.errors import SettingError
-from mcdrop.fields import FIELDS
-from mcdrop.moments import Accumulator, accumulator
+from mcdrop.outputs.fields import FIELDS
+from mcdrop.outputs.tasks import Task
 from mcdrop.prediction import Prediction
-from mcdrop.tasks import Task
+from mcdrop.streaming import accumulator as accumulator_module
+from mcdrop.streaming.moments import Accumulator, accumulator
 
 LABELS = ("label", "votes")
 

@@ -14,12 +14,12 @@ from scipy.special import ndtri
 from scipy.stats import norm
 
 from bounds import FALSE_ALARM, assert_binomial, assert_distribution, assert_normal_moments
-from mcdrop import bits, noise, words
-from mcdrop.bits import pack_bits, unpack_bits
 from mcdrop.errors import SettingError
-from mcdrop.noise import bernoulli, hash32, keep_mask, normal, threshold, uniform
+from mcdrop.randomness import bits, noise, words
+from mcdrop.randomness.bits import pack_bits, unpack_bits
+from mcdrop.randomness.noise import bernoulli, hash32, keep_mask, normal, threshold, uniform
 
-# The definition in the docstring of mcdrop.noise, written down a second time, on Python integers.
+# The definition in the docstring of mcdrop.randomness.noise, written down a second time, on Python integers.
 
 MASK = 2**64 - 1
 GAMMA = 0x9E3779B97F4A7C15

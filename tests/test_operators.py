@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mcdrop.operators import FACTORIES, FAMILIES, FUNCTIONS, OPERATORS, SWITCHED_OFF, ZEROED, function_of, name_of
+from mcdrop.disk.operators import FACTORIES, FAMILIES, FUNCTIONS, OPERATORS, SWITCHED_OFF, ZEROED, function_of, name_of
 
 
 @pytest.fixture(scope="module")

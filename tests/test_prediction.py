@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mcdrop.fields import FIELDS
-from mcdrop.moments import accumulator
+from mcdrop.outputs.fields import FIELDS
+from mcdrop.outputs.tasks import Task
 from mcdrop.prediction import MultilabelPrediction, Prediction
-from mcdrop.tasks import Task
+from mcdrop.streaming.moments import accumulator
 
 CASES: dict[str, tuple[Task, tuple[int, ...]]] = {
     "classification": (Task("classification", class_names=("a", "b", "c", "d")), (3, 4)),

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 import mcdrop
 from bounds import FALSE_ALARM
 from mcdrop import MCDropout
-from mcdrop.engine import GraphEngine
+from mcdrop.engines.engine import GraphEngine
 from mcdrop.errors import InputError, SettingError
-from mcdrop.measures import cost_of
-from mcdrop.scores import gap, passes_for, read_targets, scores
-from mcdrop.tasks import Task
+from mcdrop.outputs.scores import gap, passes_for, read_targets, scores
+from mcdrop.outputs.tasks import Task
+from mcdrop.reporting.measures import cost_of
 from network_modules import conv_classifier
 from network_vision import TorchvisionDropBlock
 from oracles import enumerate_masks

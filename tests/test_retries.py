@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcdrop.retries import Deadline, backoff, retry_after, wait_after
+from mcdrop.wire.retries import Deadline, backoff, retry_after, wait_after
 
 
 @dataclass

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from engines import ArithmeticEngine
 from mcdrop import MCDropout
+from mcdrop.answering.runs import Run
+from mcdrop.answering.sampling import Sampler
 from mcdrop.errors import PassMemoryError, SettingError
-from mcdrop.moments import accumulator
-from mcdrop.runs import Run
-from mcdrop.sampling import Sampler
-from mcdrop.tasks import Task
+from mcdrop.outputs.tasks import Task
+from mcdrop.streaming.moments import accumulator
 
 
 def sampler(engine: Any, max_memory: int | None = 10**6) -> Sampler:

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from mcdrop.runs import Run
+from mcdrop.answering.runs import Run
 from scheduling import Model, assert_right
 from service.errors import DeadlineError, NotReadyError, OverloadedError
 from service.jobs import Job

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from mcdrop.answering.runs import Run
 from mcdrop.errors import InputError, PassMemoryError
-from mcdrop.runs import Run
 from scheduling import Model, assert_right, running, submitted
 from service.app import create_app
 from service.errors import DeadlineError, NotReadyError, OverloadedError

@@ -22,8 +22,8 @@ import torch
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 
-from mcdrop.options import KEEP_ALIVE
 from mcdrop.predictor import MCDropout
+from mcdrop.wire.options import KEEP_ALIVE
 from scheduling import Model, assert_right, running
 from service import routes as package
 from service.app import create_app

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mcdrop import MCDropout
+from mcdrop.capturing.snapshot import private_copy, read_example, select
 from mcdrop.errors import InputError, SettingError
-from mcdrop.snapshot import private_copy, read_example, select
 
 
 class Awkward(nn.Module):

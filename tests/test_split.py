@@ -11,8 +11,8 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mcdrop import MCDropout
-from mcdrop.engine import GraphEngine
-from mcdrop.split import split
+from mcdrop.engines.engine import GraphEngine
+from mcdrop.splitting.split import split
 
 
 def graph(mc: MCDropout) -> GraphEngine:

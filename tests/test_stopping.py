@@ -14,12 +14,12 @@ from torch import Tensor
 import oracles
 from benchmarks.jumps import coverage_of_jumps
 from bounds import FALSE_ALARM, assert_binomial, hoeffding_band
-from mcdrop.adaptive import AdaptiveSink
-from mcdrop.moments import accumulator
+from mcdrop.outputs.tasks import Task
 from mcdrop.prediction import Prediction
-from mcdrop.sequences import ConfidenceSequence
-from mcdrop.stopping import Rule, looks
-from mcdrop.tasks import Task
+from mcdrop.streaming.adaptive import AdaptiveSink
+from mcdrop.streaming.moments import accumulator
+from mcdrop.streaming.sequences import ConfidenceSequence
+from mcdrop.streaming.stopping import Rule, looks
 
 # ---- looks
 

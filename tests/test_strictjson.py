@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from mcdrop.strictjson import Refused, from_json, loads, to_json
+from mcdrop.disk.strictjson import Refused, from_json, loads, to_json
 
 
 @dataclass(frozen=True)

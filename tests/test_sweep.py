@@ -14,17 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mcdrop import sweep_command, sweep_report
 from mcdrop.cli import main
+from mcdrop.command_line import sweep_command
+from mcdrop.command_line.parser import make_parser
 from mcdrop.digits import digit_mlp, few_digits, load_digits
 from mcdrop.errors import NoDropoutError, SettingError
-from mcdrop.parser import make_parser
 from mcdrop.predictor import MCDropout
-from mcdrop.sweep import ignorant_loss, score, sweep
-from mcdrop.terminal import open_console
-from mcdrop.threads import limited_threads
+from mcdrop.surroundings.terminal import open_console
+from mcdrop.surroundings.threads import limited_threads
+from mcdrop.sweep import sweep, sweep_report
+from mcdrop.sweep.sweeping import ignorant_loss, score
+from mcdrop.sweep.trials import Estimate, Score, Sweep, Trial, estimate
 from mcdrop.training import Epoch, History, fit
-from mcdrop.trials import Estimate, Score, Sweep, Trial, estimate
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "rate-sweep.md").read_text(encoding="utf-8")
@@ -463,7 +464,7 @@ def test_small_networks_are_swept_on_one_thread_unless_asked(monkeypatch):
         )  # fmt: skip
         return set(seen)
 
-    monkeypatch.setattr("mcdrop.sweep._capture", lambda *_: None)
+    monkeypatch.setattr("mcdrop.sweep.sweeping._capture", lambda *_: None)
     with limited_threads(3):
         assert trained() == {1}
         assert trained(threads=2) == {2}
@@ -491,7 +492,9 @@ def test_the_page_shows_a_sweep_as_it_is_printed(tmp_path, monkeypatch, capsys):
 
 
 def test_the_page_has_every_trouble_and_its_picture():
-    codes = set(re.findall(r'Trouble\(\s+"([a-z-]+)"', (ROOT / "mcdrop" / "troubles.py").read_text(encoding="utf-8")))
+    codes = set(
+        re.findall(r'Trouble\(\s+"([a-z-]+)"', (ROOT / "mcdrop" / "sweep" / "troubles.py").read_text(encoding="utf-8"))
+    )
     assert len(codes) == 4
     assert set(re.findall(r"^\| `([a-z-]+)` \|", PAGE, flags=re.MULTILINE)) == codes
     assert "(rate-sweep.png)" in PAGE

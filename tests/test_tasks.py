@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mcdrop.errors import SettingError
-from mcdrop.tasks import Task
+from mcdrop.outputs.tasks import Task
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from mcdrop.errors import InputError
-from mcdrop.tensors_wire import BF16, DATATYPES, datatype_of, fit, join, read, read_all, split, write
+from mcdrop.wire.tensors_wire import BF16, DATATYPES, datatype_of, fit, join, read, read_all, split, write
 
 SHAPES = arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
 TENSORS = st.sampled_from(list(DATATYPES.values())).flatmap(lambda dtype: arrays.arrays(dtype, SHAPES))

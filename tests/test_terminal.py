@@ -5,7 +5,7 @@ import io
 import numpy as np
 from rich.console import Console
 
-from mcdrop.terminal import bar, draw, new_table, progress
+from mcdrop.surroundings.terminal import bar, draw, new_table, progress
 
 
 def test_ink_becomes_darker_characters():

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mcdrop import MCDropout, kept_units
-from mcdrop.engine import GraphEngine
-from mcdrop.kept_passes import KeptPasses, gathered_bound
+from mcdrop import MCDropout
+from mcdrop.capturing.proofs import proved_thinned
+from mcdrop.engines.engine import GraphEngine
 from mcdrop.layers import DropPath
-from mcdrop.pass_cost import share
-from mcdrop.proofs import proved_thinned
-from mcdrop.thinning import Thinned, thin
+from mcdrop.shortcuts import kept_units
+from mcdrop.shortcuts.kept_passes import KeptPasses, gathered_bound
+from mcdrop.shortcuts.pass_cost import share
+from mcdrop.shortcuts.thinning import Thinned, thin
 
 PASSES = range(3, 8)
 

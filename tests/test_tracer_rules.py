@@ -10,8 +10,8 @@ from torch._decomp import decomposition_table
 from torch._subclasses import FakeTensorMode
 
 from mcdrop import MCDropout
-from mcdrop.recurrent import LAYERS
-from mcdrop.tracer_rules import recurrence_kept_whole
+from mcdrop.capturing.tracer_rules import recurrence_kept_whole
+from mcdrop.splitting.recurrent import LAYERS
 from network_sequences import Recurrent
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mcdrop import MCDropout, tracing
+from mcdrop import MCDropout
+from mcdrop.capturing import tracing
 
 
 class Encoder(nn.Module):

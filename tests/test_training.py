@@ -14,10 +14,10 @@ from torch import nn
 import mcdrop
 from bounds import FALSE_ALARM, assert_distribution
 from mcdrop.errors import InputError, SettingError, TrainingError
-from mcdrop.losses import LOSSES, accuracy
-from mcdrop.mixing import cutmix, mix, mixup
-from mcdrop.threads import fitting_threads, limited_threads
+from mcdrop.surroundings.threads import fitting_threads, limited_threads
 from mcdrop.training import Epoch, History, fit
+from mcdrop.training.losses import LOSSES, accuracy
+from mcdrop.training.mixing import cutmix, mix, mixup
 
 
 def network(p=0.5, *, seed=0, outputs=3):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mcdrop.troubles import LEAST_EPOCHS, no_gain, noisy, not_converging, still_overfitting
+from mcdrop.sweep.troubles import LEAST_EPOCHS, no_gain, noisy, not_converging, still_overfitting
 
 EPOCHS = np.arange(40.0)
 IGNORANT = 2.3

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mcdrop.strictjson import Refused
-from mcdrop.weights import STORABLE, load_weights, save_weights
+from mcdrop.disk.strictjson import Refused
+from mcdrop.disk.weights import STORABLE, load_weights, save_weights
 
 CPU = torch.device("cpu")
 

@@ -1,7 +1,7 @@
 """The protocol's data types: their names, their bytes, and how tensors are read from JSON and from buffers.
 
-Casts into the model's dtype happen where the library makes them (`mcdrop.arrays.cast`), and only among floating types
-or among whole numbers, as long as every value fits; nothing turns from one of these kinds, or bool, into another.
+Casts into the model's dtype happen where the library makes them (`mcdrop.graph.arrays.cast`), and only among floating
+types or among whole numbers, as long as every value fits; nothing turns from one of these kinds, or bool, into another.
 """
 
 import math
@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mcdrop.arrays import dtype_name
 from mcdrop.errors import InputError
+from mcdrop.graph.arrays import dtype_name
 from service.errors import NotOfferedError
 
 

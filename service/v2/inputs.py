@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from mcdrop.errors import InputError
-from mcdrop.inputs import InputSpec, Signature, check_finite
+from mcdrop.graph.inputs import InputSpec, Signature, check_finite
 from service.errors import BodyTooLargeError, InvalidRequestError
 from service.settings import Settings, raise_limit
 from service.v2 import datatypes

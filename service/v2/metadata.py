@@ -7,7 +7,7 @@
 from typing import Any
 
 import mcdrop
-from mcdrop.inputs import InputSpec
+from mcdrop.graph.inputs import InputSpec
 from service.model import ServedModel
 from service.outcome import ROWS_SECOND
 from service.v2.datatypes import of_array, of_dtype

@@ -1,0 +1,1 @@
+"""From a captured network to answers: runs, what advances them, and what a prediction is asked for."""

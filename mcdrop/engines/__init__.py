@@ -1,0 +1,1 @@
+"""What computes passes: a captured program, or the network itself."""

@@ -1,0 +1,1 @@
+"""The same numbers by less work: what a shared mask drops is not computed, and operations are fused."""

@@ -1,0 +1,1 @@
+"""What lies around a computation: memory, threads, PyTorch's modes, the terminal."""
