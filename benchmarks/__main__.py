@@ -28,6 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="add the results to this file")
     options = parser.parse_args(arguments)
     facts = conditions() | wrappers.versions()
+    if min(options.rows, default=1) < 1 or min(options.passes, default=2) < 2:
+        parser.error("--rows takes numbers from 1 on and --passes from 2 on, since one pass has no spread.")
+    if options.json and not options.json.parent.is_dir():
+        parser.error(f"there is no folder {options.json.parent} for {options.json.name}: make it first.")
     try:
         cases = chosen(options.cases)
         kept = load(options.json) if options.json and options.json.exists() else Results(facts)

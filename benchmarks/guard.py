@@ -33,9 +33,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the guarded cases; 1 where one has lost its lead."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.guard", description=__doc__.splitlines()[0])
     parser.add_argument("--against", type=Path, default=COMMITTED, metavar="FILE", help="results that are to be kept")
-    committed = load(parser.parse_args(arguments).against)
+    against = parser.parse_args(arguments).against
+    try:
+        guarded = [*_guarded(load(against))]
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    if not guarded:
+        parser.error(f"{against} has no result of a case that is guarded: measure {', '.join(GUARDED)}.")
     failed = 0
-    for case, wanted in _guarded(committed):
+    for case, wanted in guarded:
         found = _tried(case, wanted)
         failed += bool(found)
         print(f"{case.name}: {'; '.join(found) or 'as fast as before, beside its baselines'}", flush=True)

@@ -344,6 +344,22 @@ def test_command_prints_and_adds_what_was_asked_for(
         command.main(["nothing"])
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rows", "0"], "--rows takes numbers from 1 on"),
+        (["--passes", "30", "1"], "--passes from 2 on"),
+        (["--json", "no/such/folder.json"], "there is no folder no/such for folder.json"),
+    ],
+)
+def test_what_cannot_be_measured_or_kept_is_said_first(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        command.main(["lenet", *arguments])
+    assert message in capsys.readouterr().err
+
+
 # ---- the README
 
 
@@ -427,6 +443,18 @@ def test_guard_tries_three_times(
     first, second = capsys.readouterr().out.splitlines()
     assert first == "lenet: as fast as before, beside its baselines"
     assert second.startswith("lenet: loop / warm is 1.00, and was 8.00")
+
+
+def test_guard_that_has_nothing_to_guard_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "found.json"
+    for content, said in ((None, "No such file"), ("{}", "has format 1"), (Results({}), "no result of a case that is")):
+        if isinstance(content, Results):
+            save(content, file)
+        elif content is not None:
+            file.write_text(content, encoding="utf-8")
+        with pytest.raises(SystemExit):
+            guard.main(["--against", str(file)])
+        assert said in capsys.readouterr().err
 
 
 def test_guarded_points_are_measured_by_default() -> None:
