@@ -144,6 +144,17 @@ class Scaled(nn.Module):
         return -(self.out(self.drop(torch.tanh(x))) * self.std / 3 + self.mean)
 
 
+class FromAbove(nn.Module):
+    """What is left of a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop, self.out = nn.Dropout(0.4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 5 - self.out(self.drop(x))
+
+
 class Residual(nn.Module):
     """The last dropout beside another branch that draws too."""
 
@@ -193,6 +204,7 @@ FITTING: dict[str, Callable[[], nn.Module]] = {
     "dropout before": lambda: network(nn.Dropout(0.2), nn.Linear(4, 5), nn.Tanh(), nn.Dropout(0.5), nn.Linear(5, 1)),
     "no bias": lambda: network(nn.Dropout(0.1), nn.Linear(4, 1, bias=False)),
     "outputs scaled back": lambda: Scaled().eval(),
+    "subtracted from a number": lambda: FromAbove().eval(),
     "another branch": lambda: Residual().eval(),
     "two heads": lambda: Towers().eval(),
     "reshaped": lambda: Steps().eval(),

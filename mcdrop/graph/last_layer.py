@@ -42,7 +42,7 @@ _LAYOUT = {
     aten.t.default, aten.select.int, aten.slice.Tensor,
 }  # fmt: skip
 _SAME = {aten._to_copy.default, aten.clone.default, aten.contiguous.default, aten.alias.default, aten.neg.default}
-_SUMS = {aten.add.Tensor, aten.sub.Tensor}
+_SUMS = {aten.add.Tensor, aten.sub.Tensor, aten.rsub.Scalar}
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
