@@ -192,8 +192,9 @@ def test_stream_ends_with_the_whole(mc: MCDropout) -> None:
     assert [p.num_samples for p in steps] == [4, 8, 10]
     torch.testing.assert_close(steps[-1].mean, mc(X, num_samples=10).mean)
     torch.testing.assert_close(steps[0].variance, mc(X, num_samples=4).variance)
-    with pytest.raises(SettingError, match="every"):
-        mc.stream(X, every=0)
+    for every in (0, 1.5, "all", True):
+        with pytest.raises(SettingError, match=f"every is {every!r}; give a number of passes, at least 1"):
+            mc.stream(X, every=every)  # type: ignore[arg-type]
 
 
 def test_no_rows(mc: MCDropout) -> None:

@@ -175,7 +175,7 @@ class Predictor:
         step = every
         if step is None and not run.looks:
             step = max(2, -(-run.num_samples // 8))
-        if step is not None and step < 1:
+        if step is not None and (isinstance(step, bool) or not isinstance(step, int) or step < 1):
             raise SettingError(f"every is {every!r}; give a number of passes, at least 1.")
         return self._stream(run, as_numpy, step)
 
