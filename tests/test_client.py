@@ -1,6 +1,7 @@
 """The client against a real server, and against what is no server of ours."""
 
 import asyncio
+import math
 import pickle
 import subprocess
 import sys
@@ -285,6 +286,20 @@ def test_no_answer_in_time_is_a_timeout():
 def test_inputs_that_json_cannot_carry_are_refused_before_sending(inputs, fragment):
     with Client("http://127.0.0.1:1") as client, pytest.raises(InputError, match=fragment):
         client.predict(inputs)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"tolerance": each} for each in (math.nan, math.inf, True, "x", [0.1])]
+    + [{"quantiles": each} for each in (0.5, ["x"])],
+)
+def test_numbers_that_a_request_cannot_carry_are_refused_before_sending(option):
+    """NaN would arrive as null, which asks for no tolerance: a prediction without one, and no word about it."""
+    with (
+        Client("http://127.0.0.1:1", binary=False) as client,
+        pytest.raises(SettingError, match=f"{next(iter(option))} is"),
+    ):
+        client.predict(ROWS, **option)
 
 
 def test_outputs_is_a_list():

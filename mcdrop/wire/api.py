@@ -3,9 +3,11 @@
 What `mcdrop.client` is made of; nothing here opens a connection.
 """
 
+import math
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -105,7 +107,7 @@ def asked(
         "seed": _whole("seed", seed),
         "allow_partial": allow_partial or None,
         "determinism": determinism,
-        "tolerance": None if tolerance is None else float(tolerance),
+        "tolerance": None if tolerance is None else _half_width(tolerance),
         "certified": certified or None,
         "until": until,
     }
@@ -114,7 +116,7 @@ def asked(
         model,
         version,
         tuple(outputs),
-        None if quantiles is None else tuple(float(level) for level in quantiles),
+        None if quantiles is None else _levels(quantiles),
         {name: value for name, value in options.items() if value is not None},
     )
 
@@ -126,6 +128,20 @@ def _whole(name: str, value: Any) -> Any:
     if isinstance(value, int) and not -(2**63) <= value < 2**64:
         raise SettingError(f"{name} is {value}; expected a whole number of at most 64 bits.")
     return value
+
+
+def _half_width(value: Any) -> float:
+    """A tolerance. JSON would have null for one that is not finite, and null asks for no rule at all."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise SettingError(f"tolerance is {value!r}; expected a half-width above 0, in the unit of the output.")
+    return float(value)
+
+
+def _levels(value: Any) -> tuple[float, ...]:
+    try:
+        return tuple(float(level) for level in value)
+    except (TypeError, ValueError) as error:
+        raise SettingError(f"quantiles is {value!r}; expected levels between 0 and 1, as in (0.05, 0.95).") from error
 
 
 def predict(asked: Asked) -> Call[RemotePrediction]:
