@@ -24,6 +24,7 @@ from mcdrop.answering.arguments import (
     check_memory,
     check_num_samples,
     check_seed,
+    check_switches,
     checked_device,
     device_of,
 )
@@ -140,6 +141,7 @@ class MCDropout(Predictor):
         check_seed(seed)
         check_masks(masks)
         check_memory(max_memory)
+        check_switches(thinned=thinned, compile=compile, fast=fast)
         check_last_layer(last_layer, task)
         choice = Choice.read(include, exclude, rates, last_layer)
         model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
@@ -282,6 +284,7 @@ class MCDropout(Predictor):
         """
         place = torch.device("cpu") if device is None else checked_device(device)
         check_memory(max_memory)
+        check_switches(thinned=thinned, compile=compile, fast=fast)
         model = read_model(
             folder,
             device=place,

@@ -16,6 +16,7 @@ __all__ = [
     "check_memory",
     "check_num_samples",
     "check_seed",
+    "check_switches",
     "checked_device",
     "device_of",
 ]
@@ -57,6 +58,12 @@ def check_last_layer(value: Any, task: str) -> None:
 def check_memory(value: Any) -> None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
         raise SettingError(f"max_memory is {value!r}; give a number of bytes, at least 1, or None.")
+
+
+def check_switches(**values: Any) -> None:
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise SettingError(f"{name} is {value!r}; expected True or False.")
 
 
 def checked_device(device: torch.device | str) -> torch.device:
