@@ -4,8 +4,11 @@ What stands there, down to the sentence about where mcdrop is slower, is made fr
 to it.
 """
 
+import argparse
+import importlib.util
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.cases import CASES
@@ -23,8 +26,12 @@ _TITLES = {case.name: case.title for case in CASES}
 _WRONG = "†"
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Write the section and the picture."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.readme", description=__doc__.split(": ", 1)[1])
+    parser.parse_args(arguments)
+    if importlib.util.find_spec("matplotlib") is None:
+        parser.error("the picture takes matplotlib: pip install '.[plot]'. Nothing was written.")
     results = load(COMMITTED)
     README.write_text(placed(README.read_text(encoding="utf-8"), section(results)), encoding="utf-8")
     draw(results, PICTURE, COMMITTED)

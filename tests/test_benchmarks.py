@@ -368,6 +368,22 @@ def test_readme_says_what_the_results_say() -> None:
     assert page == readme.placed(page, readme.section(load(guard.COMMITTED)))
 
 
+def test_who_asks_for_help_or_lacks_matplotlib_changes_no_readme(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(readme, "README", tmp_path / "README.md")
+    monkeypatch.setattr(readme, "PICTURE", tmp_path / "speed.svg")
+    readme.README.write_text(f"{readme.BEGIN}\nold\n{readme.END}\n", encoding="utf-8")
+    with pytest.raises(SystemExit):
+        readme.main(["--help"])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        readme.main([])
+    assert "pip install '.[plot]'" in capsys.readouterr().err
+    assert "old" in readme.README.read_text(encoding="utf-8")
+    assert not readme.PICTURE.exists()
+
+
 def test_picture_is_of_these_results() -> None:
     assert picture.digest(guard.COMMITTED) in readme.PICTURE.read_text(encoding="utf-8")
 
