@@ -6,9 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mcdrop.capturing.precision import dtype_of
 from mcdrop.capturing.snapshot import Adapter, private_copy, read_example
 from mcdrop.engines.eager import EagerEngine, global_generators, neutral
 from mcdrop.errors import CaptureError, McdropError, NoDropoutError, RowsInteractError, SettingError
+from mcdrop.graph.arrays import dtype_name
 from mcdrop.graph.choosing import Pattern, Patterns
 from mcdrop.graph.sites import Site
 from mcdrop.outputs.tasks import OutputKind, Task, TaskName
@@ -137,6 +139,7 @@ def _unsampled(network: _Evaluated, task: Task, inputs: Any, targets: Any, failu
         "inputs": [str(spec) for spec in network.signature.inputs],
         "defaults": None,
         "device": str(network.device),
+        "dtype": dtype_name(dtype_of(network.network.parameters())),
     }
     evidence = Evidence(sites=sites, modules=dropout_modules(network.network), failure=failure)
     return Report(facts, judge(evidence), site_reports(sites, {}), None, measured)

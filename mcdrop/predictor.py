@@ -40,6 +40,7 @@ from mcdrop.disk.saving import read_model, write_model
 from mcdrop.engines.engine import GraphEngine
 from mcdrop.engines.masks import Masks
 from mcdrop.errors import SettingError
+from mcdrop.graph.arrays import dtype_name
 from mcdrop.graph.choosing import Choice, Pattern, Patterns
 from mcdrop.graph.program import Program
 from mcdrop.modes import LastLayer, MaskMode
@@ -203,6 +204,7 @@ class MCDropout(Predictor):
             "inputs": [str(spec) for spec in self.signature.inputs],
             "defaults": {"num_samples": self.num_samples, "seed": self.seed, "masks": self.masks},
             "device": str(self.device),
+            "dtype": dtype_name(self.dtype),
         }
         count = self.num_samples if num_samples is None else num_samples
         check_num_samples(count)

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from mcdrop.answering.runs import Run, Share
+from mcdrop.graph.arrays import dtype_name
 from mcdrop.prediction import Prediction
 from mcdrop.predictor import MCDropout
 from service import wire
@@ -231,6 +232,7 @@ class ServedModel:
                 for site in mc.sites
             ],
             "device": str(mc.device),
+            "dtype": dtype_name(mc.dtype),
             "example": None if self.example is None else self.example.request,
         }
 

@@ -115,11 +115,18 @@ def test_saved_and_served(tmp_path: Path) -> None:
     """The folder keeps the type; clients send and get float32."""
     mc = MCDropout(network(), X, task="classification", dtype="bfloat16", name="half")
     mc.save(tmp_path / "half")
-    assert torch.equal(MCDropout.load(tmp_path / "half").sample(X), mc.sample(X))
+    loaded = MCDropout.load(tmp_path / "half")
+    assert torch.equal(loaded.sample(X), mc.sample(X))
+    assert loaded.dtype == mc.dtype == torch.bfloat16
+    assert repr(mc).endswith("on cpu, bfloat16)")
+    report = mc.inspect()
+    assert report.to_dict()["dtype"] == "bfloat16"
+    assert "computes in  bfloat16" in str(report)
     truth = mc(X, num_samples=20, seed=3, samples=True)
     with live(models=tmp_path / "half") as http:
         (declared,) = http.get("/v2/models/half").json()["inputs"]
         assert declared["datatype"] == "FP32"
+        assert http.get("/v1/models/half").json()["dtype"] == "bfloat16"
         body = {"inputs": X.tolist(), "num_samples": 20, "seed": 3, "outputs": ["samples"]}
         answer = http.post("/v1/predict", json=body).json()
     np.testing.assert_allclose(answer["mean"], truth.mean, rtol=1e-2)

@@ -14,8 +14,10 @@ from mcdrop.answering.runs import Collector, Run, Sink
 from mcdrop.answering.sampling import Sampler
 from mcdrop.answering.site_table import Sites
 from mcdrop.answering.wanted import Passes, Wanted, check_drawn
+from mcdrop.capturing.precision import dtype_of
 from mcdrop.engines.engine import GraphEngine
 from mcdrop.errors import SettingError
+from mcdrop.graph.arrays import dtype_name
 from mcdrop.modes import LastLayer, MaskMode
 from mcdrop.prediction import Prediction
 from mcdrop.streaming.stopping import Until
@@ -63,6 +65,14 @@ class Predictor:
         return next((p.device for p in network.network.parameters()), torch.device("cpu"))
 
     @property
+    def dtype(self) -> torch.dtype:
+        """In which floating type the network computes: that of most of its weights."""
+        if self._captured.program is not None:
+            return dtype_of(self._captured.program.weights.values())
+        network: Any = self._engine
+        return dtype_of(network.network.parameters())
+
+    @property
     def last_layer(self) -> LastLayer:
         """ "sampled", or "exact" where the last dropout is integrated: passes are not those of the network then."""
         exact = isinstance(self._engine, GraphEngine) and self._engine.program.integrated
@@ -89,7 +99,7 @@ class Predictor:
         return (
             f"{type(self).__name__}({self.name or 'unnamed'} {self.version}: {self.task.name}, {active} active of "
             f"{len(self.sites)} sites, {self.num_samples} passes, seed {self.seed}, {self.masks} masks, {self.engine} "
-            f"engine on {self.device})"
+            f"engine on {self.device}, {dtype_name(self.dtype)})"
         )
 
     # ---- predictions

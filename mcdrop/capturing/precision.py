@@ -6,6 +6,7 @@ nearest bfloat16, which would shift every mean), and statistics are summed in fl
 """
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from mcdrop.errors import McdropError, SettingError
 from mcdrop.graph.arrays import dtype_name
 from mcdrop.surroundings.memory import is_out_of_memory
 
-__all__ = ["HALVES", "as_dtype", "check_precision", "explained", "input_dtype"]
+__all__ = ["HALVES", "as_dtype", "check_precision", "dtype_of", "explained", "input_dtype"]
 
 HALVES = (torch.bfloat16, torch.float16)
 _NAMES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -33,6 +34,15 @@ def as_dtype(value: Any) -> torch.dtype:
 def input_dtype(dtype: torch.dtype) -> torch.dtype:
     """The type of the inputs with real numbers for a network that computes in `dtype`."""
     return torch.float32 if dtype in HALVES else dtype
+
+
+def dtype_of(weights: Iterable[Tensor]) -> torch.dtype:
+    """The floating type of most of these numbers; float32 where there are none."""
+    counts: Counter[torch.dtype] = Counter()
+    for weight in weights:
+        if weight.is_floating_point():
+            counts[weight.dtype] += weight.numel()
+    return max(counts, key=counts.__getitem__, default=torch.float32)
 
 
 def check_precision(model: nn.Module, inputs: Iterable[Tensor], dtype: torch.dtype) -> None:

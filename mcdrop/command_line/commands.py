@@ -28,6 +28,7 @@ from mcdrop.command_line.remote_command import BY_ROW, ERROR, Predicted, predict
 from mcdrop.command_line.sweep_command import run as run_sweep
 from mcdrop.demo import demo as run_demo
 from mcdrop.errors import McdropError, SettingError
+from mcdrop.graph.arrays import dtype_name
 from mcdrop.graph.inputs import InputSpec, Signature, check_finite
 from mcdrop.prediction import Prediction
 from mcdrop.predictor import MCDropout
@@ -215,6 +216,7 @@ def facts(mc: MCDropout, name: str) -> dict[str, Any]:
         "defaults": {"num_samples": mc.num_samples, "seed": mc.seed, "masks": mc.masks},
         "last_layer": mc.last_layer,
         "device": str(mc.device),
+        "dtype": dtype_name(mc.dtype),
         "sites": [
             {key: getattr(site, key) for key in ("path", "kind", "p", "shape", "active", "reason", "source")}
             for site in mc.sites

@@ -78,7 +78,7 @@ class Report:
     """What there is to say about a network. Prints as text; `to_dict` is plain JSON.
 
     Attributes:
-        model: name, version, task, class names, inputs, defaults and device.
+        model: name, version, task, class names, inputs, defaults, device and dtype.
         findings: what a user should know, the gravest first.
         sites: every place where noise enters, or would.
         cost: what runs once and what in every pass; None where nothing was captured.

@@ -74,6 +74,8 @@ def _model(report: "Report") -> RenderableType:
     if (defaults := model["defaults"]) is not None:
         passes = f"{defaults['num_samples']} passes, seed {defaults['seed']}, {defaults['masks']} masks"
         rows.append(("defaults", passes))
+    if model["dtype"] != "float32":
+        rows.append(("computes in", model["dtype"]))
     return _grid(rows)
 
 
