@@ -8,9 +8,12 @@ from pathlib import Path
 from benchmarks import wrappers
 from benchmarks.baselines import replicated, train_mode_loop
 from benchmarks.cases import CASES, MEMORY, chosen, points_of
+from benchmarks.disturbance import Disturbance
 from benchmarks.measure import judge, measure, measure_memory, timed
 from benchmarks.report import conditions, text
 from benchmarks.results import Results, load, merged, save
+
+_DISTURBED = 0.1  # of all cores, taken by other processes, from which on a run is called disturbed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (LookupError, ValueError) as error:
         parser.error(str(error))
     print(", ".join(f"{name} {value}" for name, value in facts.items()), end="\n\n")
-    found = Results(facts)
+    found, disturbance = Results(facts), Disturbance() if sys.platform == "linux" else None
 
     def add(**more: object) -> None:
         nonlocal found
@@ -61,6 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.memory:
         add(memory=(measure_memory(MEMORY),))
     print(text(found))
+    if disturbance and (share := disturbance.share()) > _DISTURBED:
+        told = (
+            f"Other processes took {share:.0%} of the cores meanwhile: neither these times nor their ratios mean much."
+        )
+        print(f"\n{told} Measure again on an idle machine.", file=sys.stderr)
     return 0
 
 

@@ -11,9 +11,12 @@ _TICK = 1 / os.sysconf("SC_CLK_TCK")
 
 
 class Disturbance:
-    """From its making on; `share` is the share of all cores that was taken by neither us nor the measured server."""
+    """From its making on; `share` is the share of all cores that was taken by neither us nor a measured server.
 
-    def __init__(self, group: int) -> None:
+    `group` is the process group of that server, if there is one. Linux only: it reads /proc.
+    """
+
+    def __init__(self, group: int | None = None) -> None:
         self._group = group
         self._begin, self._before = time.perf_counter(), self._others()
 
@@ -24,7 +27,8 @@ class Disturbance:
 
     def _others(self) -> float:
         ours = os.times()
-        return _busy() - sum((ours.user, ours.system, ours.children_user, ours.children_system)) - _of(self._group)
+        mine = sum((ours.user, ours.system, ours.children_user, ours.children_system))
+        return _busy() - mine - (0.0 if self._group is None else _of(self._group))
 
 
 def _busy() -> float:

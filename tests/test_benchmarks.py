@@ -329,9 +329,12 @@ def test_command_prints_and_adds_what_was_asked_for(
     monkeypatch.setattr(command, "measure", lambda case, point: result(case.name, *point, loop=60.0, replicated=2.0))
     monkeypatch.setattr(command, "timed", lambda case, point, ways: result(case.name, *point, loop=5.0))
     file = tmp_path / "results.json"
+    monkeypatch.setattr(command.Disturbance, "share", lambda self: 0.05)
     assert command.main(["mlp-half", "--rows", "2", "--passes", "7", "--scaling", "--json", str(file)]) == 0
+    monkeypatch.setattr(command.Disturbance, "share", lambda self: 0.5)
     assert command.main(["lenet", "--json", str(file)]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert err.count("Other processes took 50% of the cores meanwhile") == err.count("Other processes") == 1
     assert "lenet, B 1, T 100: loop 60, target 60 reached" in out
     assert "lenet, B 32, T 100: loop 60, target 75 NOT reached" in out
     assert "mlp-half: not right are\n  loop: late" in out

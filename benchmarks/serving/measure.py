@@ -16,8 +16,8 @@ from pathlib import Path
 import orjson
 import torch
 
+from benchmarks.disturbance import Disturbance
 from benchmarks.serving.cases import CONTENDERS, NUM_SAMPLES, Case, Contender
-from benchmarks.serving.disturbance import Disturbance
 from benchmarks.serving.load import Client, Load, Target, asyncio_closed_loop, closed_loop, open_loop, percentile
 from benchmarks.serving.processes import Server, running
 from mcdrop import MCDropout
