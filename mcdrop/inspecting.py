@@ -15,9 +15,10 @@ from mcdrop.graph.choosing import Pattern, Patterns
 from mcdrop.graph.sites import Site
 from mcdrop.outputs.tasks import OutputKind, Task, TaskName
 from mcdrop.predictor import MCDropout, dropout_modules
+from mcdrop.reporting.examining import measure, read_inputs, report_on, site_reports
 from mcdrop.reporting.findings import Evidence, judge
 from mcdrop.reporting.measures import as_prediction
-from mcdrop.reporting.report import Report, measure, read_inputs, report_on, site_reports
+from mcdrop.reporting.report import Report
 from mcdrop.surroundings.plain import plain
 
 __all__ = ["inspect"]

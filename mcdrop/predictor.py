@@ -46,7 +46,8 @@ from mcdrop.graph.program import Program
 from mcdrop.modes import LastLayer, MaskMode
 from mcdrop.outputs.tasks import OutputKind, Task, TaskName
 from mcdrop.prediction import Prediction
-from mcdrop.reporting.report import Report, Subject, report_on
+from mcdrop.reporting.examining import Subject, report_on
+from mcdrop.reporting.report import Report
 from mcdrop.surroundings.plain import plain
 
 __all__ = ["MCDropout", "dropout_modules"]
@@ -195,7 +196,7 @@ class MCDropout(Predictor):
         return report_on(self.subject(num_samples), inputs, targets)
 
     def subject(self, num_samples: int | None = None) -> Subject:
-        """What `mcdrop.reporting.report` takes."""
+        """What `mcdrop.reporting.examining` takes."""
         facts = {
             "name": self.name or "unnamed",
             "version": self.version,

@@ -32,8 +32,7 @@ from mcdrop.graph.arrays import dtype_name
 from mcdrop.graph.inputs import InputSpec, Signature, check_finite
 from mcdrop.prediction import Prediction
 from mcdrop.predictor import MCDropout
-from mcdrop.reporting.report import Report
-from mcdrop.reporting.report_text import renderables
+from mcdrop.reporting.report import Report, renderables
 from mcdrop.surroundings.terminal import new_table, open_console, progress
 from service import server
 from service.settings import load_settings

@@ -1,33 +1,27 @@
-"""The report that an expert would write about a network with dropout, as `mcdrop inspect` prints it.
-
-`Report` holds it, `report_on` makes it of a captured network. What is measured is measured with masks of their own for
-every row (`masks="independent"`), since the Monte Carlo error of an average over rows does not become smaller with more
-rows where all of them share their masks.
-"""
+"""What there is to say about a network with dropout, and how it prints: for a terminal of any width, and as text."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from functools import partial
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from io import StringIO
 from typing import Any
 
-from torch import Tensor
+from rich.console import Console, RenderableType
+from rich.padding import Padding
+from rich.text import Text
 
-from mcdrop.capturing.captured import Captured
-from mcdrop.engines.engine import GraphEngine
-from mcdrop.errors import InputError, McdropError, SettingError
-from mcdrop.graph.inputs import Signature, check_finite
-from mcdrop.graph.program import Program
-from mcdrop.graph.sites import Site
-from mcdrop.outputs.scores import gap, passes_for, read_targets, scores
-from mcdrop.outputs.tasks import Task
-from mcdrop.prediction import Prediction
-from mcdrop.reporting.findings import Evidence, Finding, judge
-from mcdrop.reporting.measures import Cost, alone, as_prediction, cost_of, spread, unrandom, variance_of_one
-from mcdrop.reporting.placement import placements
-from mcdrop.reporting.report_text import as_text
+from mcdrop.graph.choosing import ALL_ROOT
+from mcdrop.reporting.findings import Finding, Place
+from mcdrop.reporting.measures import Cost
+from mcdrop.surroundings.terminal import new_table
 
-__all__ = ["Measured", "Report", "SiteReport", "Subject", "measure", "read_inputs", "report_on", "site_reports"]
+__all__ = ["Measured", "Report", "SiteReport", "as_text", "renderables"]
+
+_WIDTH = 100  # of `print(report)`
+_PLACES = 6  # shown of one finding
+_STYLES = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
+_SCORES = {"nll": "negative log likelihood, nats", "brier": "Brier score", "accuracy": "accuracy", "rmse": "RMSE"}
 
 
 @dataclass(frozen=True)
@@ -115,122 +109,190 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What a report needs of a captured network.
-
-    `facts` are those of `Report.model`, `modules` the dropout modules of the network by path, each with its rate.
-    `predict` takes inputs, a number of passes, and a program to use instead of the network's own.
-    """
-
-    facts: Mapping[str, Any]
-    captured: Captured
-    task: Task
-    signature: Signature
-    modules: Mapping[str, float]
-    num_samples: int
-    predict: Callable[[Sequence[Tensor], int, Program | None], Prediction]
+# ---- as text
 
 
-def report_on(
-    subject: Subject,
-    inputs: Any = None,
-    targets: Any = None,
-    *,
-    deterministic: Callable[[Sequence[Tensor]], Sequence[Tensor] | None] | None = None,
-    failure: McdropError | None = None,
-) -> Report:
-    """The report about a captured network.
-
-    Args:
-        inputs: rows on which to measure, in the form of the example; None to measure nothing.
-        targets: their known answers.
-        deterministic: inputs -> outputs in evaluation mode, where that is known better than by the program without
-            noise.
-        failure: why the network cannot be sampled as it is, where it was captured all the same.
-
-    Raises:
-        InputError, SettingError: inputs or targets do not fit.
-    """
-    captured, passes = subject.captured, subject.num_samples
-    engine = captured.engine if isinstance(captured.engine, GraphEngine) else None
-    program = None if engine is None else engine.program
-    tensors = read_inputs(subject.signature, inputs, targets)
-    measured, of_sites = None, dict[int, float]()
-    if tensors is not None:
-        whole = subject.predict(tensors, passes, None)
-        if program is not None:
-            of_sites = _variances(subject, program, tensors)
-        if deterministic is None and engine is not None:
-            deterministic = partial(unrandom, engine)
-        outputs = None if deterministic is None else deterministic(tensors)
-        without = as_prediction(subject.task, outputs) if outputs else None
-        measured = measure(subject.task, without, whole, targets)
-    evidence = Evidence(
-        sites=captured.sites,
-        placements={} if program is None else placements(program),
-        modules=subject.modules,
-        always=captured.always,
-        failure=failure,
-        eager=captured.reason,
-        variance_alone=of_sites,
-        num_samples=passes,
-        rows=0 if measured is None else measured.rows,
-    )
-    return Report(
-        model=subject.facts,
-        findings=judge(evidence),
-        sites=site_reports(captured.sites, of_sites),
-        cost=cost_of(captured.engine, tensors, subject.signature, passes),
-        measured=measured,
-    )
+def as_text(report: Report) -> str:
+    """The report in plain characters."""
+    out = StringIO()
+    console = Console(file=out, width=_WIDTH, highlight=False, markup=False, emoji=False, color_system=None)
+    for part in renderables(report):
+        console.print(part)
+    return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
 
 
-def read_inputs(signature: Signature, inputs: Any, targets: Any) -> list[Tensor] | None:
-    """Checked inputs with at least one row, or None where there are none. Raises InputError and SettingError."""
-    if inputs is None:
-        if targets is not None:
-            raise SettingError("targets were given without inputs; give the inputs that they belong to.")
+def renderables(report: Report) -> Iterator[RenderableType]:
+    """The parts of a report, for a console that takes strings literally."""
+    yield _model(report)
+    yield _title(_summary(report.findings))
+    for finding in report.findings:
+        yield from _finding(finding)
+    yield from _sites(report)
+    yield from _cost(report)
+    if report.measured is not None:
+        yield from _measured(report.measured, str(report.model["task"]))
+
+
+def _title(text: str) -> Text:
+    return Text(f"\n{text}", style="bold")
+
+
+def _grid(rows: Sequence[tuple[str, ...]], *, right: bool = False) -> RenderableType:
+    columns = [""] * max(len(row) for row in rows)
+    table = new_table(columns)
+    table.show_header = False
+    for column in table.columns[1:]:
+        column.justify = "right" if right else "left"
+        column.overflow = "fold"
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _model(report: Report) -> RenderableType:
+    model = report.model
+    names = model["class_names"]
+    classes = f", {len(names)} classes: {', '.join(names[:10])}{', ...' * (len(names) > 10)}" if names else ""
+    version = f", version {model['version']}" if model["version"] else ""
+    rows = [
+        ("model", f"{model['name']}{version}"),
+        ("inputs", "\n".join(model["inputs"])),
+        ("task", f"{model['task']}{classes}"),
+    ]
+    if (defaults := model["defaults"]) is not None:
+        passes = f"{defaults['num_samples']} passes, seed {defaults['seed']}, {defaults['masks']} masks"
+        rows.append(("defaults", passes))
+    if model["dtype"] != "float32":
+        rows.append(("computes in", model["dtype"]))
+    return _grid(rows)
+
+
+# ---- findings
+
+
+def _summary(findings: Sequence[Finding]) -> str:
+    counts = [(severity, sum(each.severity == severity for each in findings)) for severity in _STYLES]
+    parts = [f"{count} {severity}{'s' * (count > 1)}" for severity, count in counts if count]
+    return f"Findings: {', '.join(parts) or 'none'}"
+
+
+def _finding(finding: Finding) -> Iterator[RenderableType]:
+    head = Text(f"\n{finding.severity}", style=_STYLES[finding.severity])
+    yield head + Text(f"  {finding.title}", style="bold") + Text(f"  [{finding.code}]", style="dim")
+    places = [_place(place) for place in finding.places[:_PLACES]]
+    if (left := len(finding.places) - _PLACES) > 0:
+        places.append(f"and {left} more")
+    lines = [("at", ", ".join(places)), ("why", finding.reason), ("do", finding.advice), ("source", finding.source)]
+    if places == [ALL_ROOT]:
+        lines = lines[1:]
+    yield Padding(_grid(lines), (0, 0, 0, 2))
+
+
+def _place(place: Place) -> str:
+    source = "" if place.source is None else f" ({os.path.basename(place.source)})"
+    return f"{place}{source}"
+
+
+# ---- sites and cost
+
+
+def _sites(report: Report) -> Iterator[RenderableType]:
+    count, active = len(report.sites), sum(site.active for site in report.sites)
+    yield _title(f"Sites: {active} active of {count}" if count else "Sites: none")
+    if not count:
+        return
+    measured = any(site.variance_alone is not None for site in report.sites)
+    columns = ["#", "module", "kind", "p", "mask of one pass", *["variance alone"] * measured, "source"]
+    table = new_table(columns, numeric=("#", "p", "variance alone"))
+    for column in table.columns:
+        column.overflow = "fold"  # a long path goes on in the next line, whole
+        column.no_wrap = str(column.header) in ("kind", "source")
+    for site in report.sites:
+        cells = [
+            str(site.index) if site.active else "",
+            site.path or ALL_ROOT,
+            site.kind,
+            "" if site.p is None else f"{site.p:.4g}",
+            " x ".join(map(str, site.shape)) if site.active else f"inactive: {site.reason}",
+            *["" if site.variance_alone is None else f"{site.variance_alone:.3g}"] * measured,
+            "" if site.source is None else os.path.basename(site.source),
+        ]
+        table.add_row(*cells)
+    if measured and report.measured is not None and report.measured.variance is not None:
+        table.add_row("", "all together", "", "", "", f"{report.measured.variance:.3g}", "")
+    yield table
+    if measured:
+        yield Text(
+            "variance of the prediction over passes, mean over rows and outputs; it need not add up", style="dim"
+        )
+
+
+def _cost(report: Report) -> Iterator[RenderableType]:
+    cost = report.cost
+    if cost is None:
+        return
+    yield _title("Cost")
+    if cost.prefix_operations is None:
+        yield _grid([("once per pass", "everything: it runs eagerly, one row and one pass at a time")])
+    else:
+        share = cost.prefix_fraction
+        once = _work(cost.prefix_operations, cost.prefix_flops)
+        each = f"{_work(cost.suffix_operations or 0, cost.suffix_flops)}, {cost.mode}"
+        yield _grid([("once per row", f"{share:.1%}", once), ("once per row and pass", f"{1 - share:.1%}", each)])
+    yield Text(f"{cost.num_samples} passes cost about {_short(cost.relative)} times one", style="dim")
+
+
+def _work(operations: int, flops: int | None) -> str:
+    return f"{operations} operation{'s' * (operations != 1)}" + ("" if not flops else f", {_unit(flops)}FLOP for a row")
+
+
+def _unit(number: int) -> str:
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {prefix}"
+    return f"{number} "
+
+
+def _short(number: float) -> str:
+    return f"{number:.0f}" if number >= 10 else f"{number:.2g}"
+
+
+# ---- what was measured
+
+
+def _measured(measured: Measured, task: str) -> Iterator[RenderableType]:
+    rows = f"{measured.rows} row{'s' * (measured.rows != 1)}"
+    over = f", {measured.num_samples} passes, seed {measured.seed}" if measured.num_samples else ""
+    yield _title(f"Measured on {rows}{over}")
+    is_probability = task in ("classification", "binary", "multilabel")
+    table = _compared(measured.deterministic, measured.monte_carlo)
+    if table is not None:
+        yield table
+    lines = []
+    if measured.gap is not None:
+        labels = f"; {measured.gap['labels']:.1%} of the labels differ" if "labels" in measured.gap else ""
+        far = f"{measured.gap['mean']:.3g} on average, {measured.gap['largest']:.3g} at most{labels}"
+        lines.append(("deterministic to mean over passes", far))
+    if measured.passes is not None:
+        unit = "" if is_probability else " in the output's unit"
+        shown = {which: "no number" if passes is None else passes for which, passes in measured.passes.items()}
+        each = f"{shown['typical']} for the typical output, {shown['largest']} for the noisiest"
+        lines.append((f"passes for a standard error of 0.01{unit}", each))
+    if lines:
+        yield _grid(lines)
+    if measured.passes is not None and is_probability:
+        yield Text(
+            "a probability takes 100 at least: its standard error is sqrt((s^2 + 1/N) / N), never 0", style="dim"
+        )
+
+
+def _compared(first: Mapping[str, Any] | None, second: Mapping[str, Any] | None) -> RenderableType | None:
+    """Scores without dropout beside those with."""
+    columns = {"deterministic": first, "mean over passes": second}
+    shown = {name: scores for name, scores in columns.items() if scores is not None}
+    if not shown:
         return None
-    tensors, _ = signature.bind(inputs)
-    check_finite(tensors, signature.names)
-    if signature.rows(tensors) == 0:
-        raise InputError("the inputs to measure on have no row; give at least one.")
-    return tensors
-
-
-def site_reports(sites: Sequence[Site], variance_alone: Mapping[int, float]) -> tuple[SiteReport, ...]:
-    """The sites as a report lists them."""
-    names = [field.name for field in fields(SiteReport)][:-1]
-    return tuple(
-        SiteReport(**{name: getattr(site, name) for name in names}, variance_alone=variance_alone.get(site.index))
-        for site in sites
-    )
-
-
-def _variances(subject: Subject, program: Program, tensors: Sequence[Tensor]) -> dict[int, float]:
-    """The variance of each active site alone, where it can be had."""
-    found = {}
-    for site in program.active_sites:
-        single = alone(program, site)
-        if single is not None:
-            prediction = subject.predict(tensors, subject.num_samples, single)
-            found[site.index] = float(spread(prediction).double().mean())
-    return found
-
-
-def measure(task: Task, deterministic: Tensor | None, whole: Prediction | None, targets: Any) -> Measured:
-    """Compare a deterministic prediction, one over passes, and targets, as far as there are any."""
-    means = [mean for mean in (deterministic, None if whole is None else whole.mean) if mean is not None]
-    truth = None if targets is None else read_targets(task, targets, means[-1])
-    scored = [None if truth is None else scores(task, mean, truth) for mean in means]
-    return Measured(
-        rows=len(means[-1]),
-        num_samples=0 if whole is None else whole.num_samples,
-        seed=0 if whole is None else whole.seed,
-        variance=None if whole is None else float(spread(whole).double().mean()),
-        gap=gap(task, *means) if len(means) == 2 else None,
-        deterministic=None if deterministic is None else scored[0],
-        monte_carlo=None if whole is None else scored[-1],
-        passes=None if whole is None else passes_for(task, variance_of_one(whole)),
-    )
+    table = new_table(("score", *shown), numeric=tuple(shown))
+    for score in next(iter(shown.values())):
+        table.add_row(_SCORES[score], *(f"{scores[score]:.4g}" for scores in shown.values()))
+    return table
