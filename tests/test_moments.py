@@ -268,6 +268,28 @@ def test_few_classes_or_many_in_rows_of_any_number(classes: int, dtype: torch.dt
         assert predict(Task("classification"), equal).variance.eq(0).all()
 
 
+@pytest.mark.parametrize("settings", [{}, {"standard_errors": True}, {"samples": True, "quantiles": (0.1, 0.9)}])
+@pytest.mark.parametrize("classes", [3, 20])
+def test_outputs_whose_rows_stand_side_by_side_give_the_same(classes: int, settings: dict[str, Any]) -> None:
+    logits = 4 * draw(40, 600, classes)  # more than one block for 20 classes
+    turned = logits.mT.contiguous().mT
+    for chunks in (None, pieces(40, 7)):
+        got, truth = (numbers(predict(Task("classification"), each, chunks, **settings)) for each in (turned, logits))
+        for name, value in truth.items():
+            torch.testing.assert_close(got[name], value, rtol=1e-5, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_every_pass_votes_once(turned: bool) -> None:
+    """Where two are highest, or none is a number, for the first: together they look like one vote each."""
+    logits = draw(30, 50, 4)
+    logits[3, 5] = torch.tensor([0.1, 0.4, 0.1, 0.4])
+    logits[4, 5] = math.nan
+    truth = torch.stack([torch.bincount(row, minlength=4) for row in logits.max(dim=-1).indices.T])
+    votes = predict(Task("classification"), logits.mT.contiguous().mT if turned else logits).votes
+    assert torch.equal(votes.long(), truth)
+
+
 @pytest.mark.parametrize(("task", "shape"), [TASKS["classification"], TASKS["binary"]])
 def test_certain_passes_that_contradict_each_other(task: Task, shape: tuple[int, ...]) -> None:
     outputs = torch.full((2, *shape), -200.0)

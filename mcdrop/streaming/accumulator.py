@@ -24,7 +24,7 @@ from mcdrop.streaming.sums import GROUPS, CentralSums, Place
 
 __all__ = ["Accumulator", "Pick", "check_passes"]
 
-_BLOCK = 2**17  # numbers on a CPU: a handful of float64 copies stay in its cache
+_BLOCK = 2**18  # numbers on a CPU: a handful of float64 copies stay in its cache
 _BLOCK_ELSEWHERE = 2**22  # numbers that keep an accelerator busy
 _INNER = 256  # numbers, the shortest run of memory worth cutting a block to
 

@@ -18,7 +18,7 @@ from mcdrop.prediction import BinaryPrediction, ClassificationPrediction, Multil
 from mcdrop.statistics import binary_entropy, entropy
 from mcdrop.streaming.accumulator import Accumulator, Pick
 from mcdrop.streaming.block_sums import BlockSums
-from mcdrop.streaming.sums import CentralSums, GroupSums, Place, jackknife_standard_error
+from mcdrop.streaming.sums import CentralSums, GroupSums, Place, is_turned, jackknife_standard_error
 
 __all__ = ["BinaryAccumulator", "ClassAccumulator"]
 
@@ -249,8 +249,16 @@ class ClassAccumulator(ProbabilityAccumulator):
         return entropy(probs, class_axis=probs.ndim - len(self._probs.shape) + 1)
 
     def _vote(self, probs: Tensor, place: Place) -> None:
-        winners = probs.max(dim=2).indices.movedim(0, 1)  # (outer, passes[, inner])
-        self._votes[place].scatter_add_(1, winners, self._votes.new_ones(()).expand_as(winners))
+        highest = probs.amax(dim=2, keepdim=True)
+        is_highest = probs == highest
+        turned = is_turned(is_highest)
+        wins = (is_highest.mT if turned else is_highest).sum(dim=0, dtype=torch.int32)
+        if turned:
+            wins = wins.mT
+        if int(wins.sum()) != highest.numel() or bool(highest.isnan().any()):  # two are highest, or none
+            winners = probs.max(dim=2).indices.movedim(0, 1)  # (outer, passes[, inner])
+            wins = torch.zeros_like(wins).scatter_add_(1, winners, wins.new_ones(()).expand_as(winners))
+        self._votes[place].add_(wins)
 
     def _predict(self, shared: dict[str, Any]) -> Prediction:
         from_end = self.task.axis(len(self._layout)) - len(self._layout)
@@ -260,7 +268,7 @@ class ClassAccumulator(ProbabilityAccumulator):
 def _softmax(logits: Tensor) -> Tensor:
     """Over axis 2. PyTorch takes classes one by one where they do not fill a register: rows then lie side by side."""
     if logits.ndim == 3 and logits.shape[2] * logits.itemsize < _REGISTER and logits.device.type == "cpu":
-        return logits.transpose(1, 2).contiguous().softmax(dim=1).transpose(1, 2).contiguous()
+        return logits.transpose(1, 2).contiguous().softmax(dim=1).transpose(1, 2)
     return logits.softmax(dim=2)
 
 

@@ -16,7 +16,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-__all__ = ["GROUPS", "CentralSums", "CrossSums", "GroupSums", "Place", "jackknife_standard_error"]
+__all__ = ["GROUPS", "CentralSums", "CrossSums", "GroupSums", "Place", "is_turned", "jackknife_standard_error"]
 
 GROUPS = 16  # of passes, by index modulo 16, for the jackknife
 Place = tuple[slice, ...]  # () is everything
@@ -40,7 +40,7 @@ class _Sums(ABC):
 
     @abstractmethod
     def _of(self, *values: Tensor) -> list[Tensor]:
-        """What is kept about one block of float64 values (passes, ...)."""
+        """What is kept about one block of float64 values (passes, ...), which it may overwrite."""
 
     @abstractmethod
     def _joined(self, a: Sequence[Tensor], na: int, b: Sequence[Tensor], nb: int) -> list[Tensor]:
@@ -48,7 +48,10 @@ class _Sums(ABC):
 
     def add(self, *values: Tensor, place: Place, before: int) -> None:
         """Add values (passes, ...) at `place`, where `before` passes have been added so far."""
-        block = self._of(*(each.double() for each in values))
+        turned = is_turned(values[0])
+        block = self._of(*((each.mT if turned else each).to(torch.float64, copy=True) for each in values))
+        if turned:
+            block = [each.mT.contiguous() for each in block]
         if not place and not before:
             self.state = block
             return
@@ -95,8 +98,10 @@ class CentralSums(_Sums):
         if self.kept == 2 and 0 < values[0].numel() <= _FEW:
             variance, mean = torch.var_mean(values[0], 0, correction=0)
             return [mean, variance.mul_(len(values[0]))]
-        mean, power = _centered(values[0])
-        sums, deviations = [mean], power
+        mean, deviations = _centered(values[0])
+        if self.kept == 2:
+            return [mean, deviations.square_().sum(0)]
+        sums, power = [mean], deviations
         for _ in range(2, self.kept + 1):
             power = power * deviations
             sums.append(power.sum(0))
@@ -141,10 +146,15 @@ class CrossSums(_Sums):
         ]  # fmt: skip
 
 
+def is_turned(values: Tensor) -> bool:
+    """Whether the last two axes stand in memory the other way round: sums over passes are faster in its order."""
+    return values.ndim > 2 and values.stride(-2) < values.stride(-1)
+
+
 def _centered(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean over passes, without rounding where they are equal, and the deviations from it."""
-    first = values[0]
-    deviations = values - first
+    """The mean over passes, without rounding where they are equal, and the deviations from it in place of `values`."""
+    first = values[0].clone()
+    deviations = values.sub_(first)
     shift = deviations.mean(0)
     return first + shift, deviations.sub_(shift)
 
