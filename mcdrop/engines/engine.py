@@ -18,6 +18,7 @@ from mcdrop.graph.sites import Site
 from mcdrop.shortcuts.thinning import STRETCH, Thinned
 from mcdrop.splitting.part import Part
 from mcdrop.splitting.split import measure, split
+from mcdrop.surroundings.memory import keep_freed_memory
 
 __all__ = ["Engine", "GraphEngine", "Mode"]
 
@@ -86,6 +87,7 @@ class GraphEngine:
         self.parts = split(program)
         self.masks = masks or Masks()
         self.device = program.device
+        keep_freed_memory()
         self._placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
         self._row_sizes = [program.inputs[number].shape[axis] == "batch" for number, axis in self.parts.roots]
         self._shapes: dict[tuple[int, ...], tuple[list[tuple[Site, list[int]]], int]] = {}
