@@ -19,7 +19,7 @@ from mcdrop import MCDropout
 
 __all__ = ["captured", "in_turn", "judge", "measure", "measure_memory", "ours", "timed"]
 
-LEAST = 0.1  # seconds that one measurement lasts at least: faster calls are repeated, or they would find cold caches
+LEAST = 0.25  # seconds that one measurement lasts at least: faster calls are repeated, or they would find cold caches
 _SLOW, _FEW = 0.5, 3  # calls of so many seconds are measured in so many rounds: they vary less, and minutes count
 
 Calls = dict[str, Callable[[], object]]

@@ -15,8 +15,9 @@ from mcdrop import MCDropout
 from mcdrop.capturing.proofs import proved_thinned
 from mcdrop.engines.engine import GraphEngine
 from mcdrop.layers import DropPath
-from mcdrop.shortcuts import kept_units
+from mcdrop.shortcuts import kept_units, thinning
 from mcdrop.shortcuts.kept_passes import KeptPasses, gathered_bound
+from mcdrop.shortcuts.kept_units import Gather
 from mcdrop.shortcuts.pass_cost import share
 from mcdrop.shortcuts.thinning import Thinned, thin
 
@@ -44,9 +45,7 @@ def check(network: nn.Module, x: Tensor, tolerance: float = 1e-5, **settings: An
         draws = engine.draws([x], passes=PASSES, seed=5, rows=None)
         truths = engine.apply([x], engine.prepare([x]), draws, "loop")
         with torch.no_grad():
-            founds = thinned.passes(
-                engine.parts.sizes([x]), engine.prepare([x]), draws, passes=PASSES, seed=5, rows=len(x)
-            )
+            founds = thinned.passes(engine.parts.sizes([x]), engine.prepare([x]), draws, passes=PASSES, seed=5)
         for found, truth in zip(founds, truths, strict=True):
             torch.testing.assert_close(found, truth, rtol=tolerance, atol=tolerance * float(truth.abs().max()))
     return thinned
@@ -516,15 +515,15 @@ def counted(network: nn.Module, x: Tensor) -> tuple[int, list[Tensor]]:
     draws = engine.draws([x], passes=PASSES, seed=5, rows=None)
     prepared = engine.prepare([x])
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        thinned.passes(engine.parts.sizes([x]), prepared, draws, passes=PASSES, seed=5, rows=len(x))
+        thinned.passes(engine.parts.sizes([x]), prepared, draws, passes=PASSES, seed=5)
     return counter.get_total_flops(), draws
 
 
 def test_only_kept_units_are_computed():
-    """As many as fill whole registers."""
+    """As many as fill whole registers, and one unit for the bias between them."""
     flops, draws = counted(mlp(0.5, 100), torch.randn(4, 6))
     first, second = (-(-int((draw != 0).flatten(1).sum(1).max()) // 16) * 16 for draw in draws)  # of these passes
-    assert flops == len(PASSES) * 2 * 4 * (first * second + second * 3)
+    assert flops == len(PASSES) * 2 * 4 * ((first + 1) * second + second * 3)
 
 
 def test_the_share_that_is_computed_is_that_of_whole_registers():
@@ -583,59 +582,104 @@ def test_one_pass_must_fit_what_may_be_kept():
     assert gathered_bound(None, thinned=False) == 0
 
 
+def made_by(kept: KeptPasses, key: str, groups: int = 1, numbers: int = 10) -> int:
+    """How many groups of a span, each of so many numbers, are not found."""
+    span, found = kept.ask(key), 0
+    for number in range(groups):
+        if number not in span.taken:
+            found += 1
+            kept.keep(span, [torch.tensor([0])] * groups, number, (torch.zeros(1, numbers),))
+    assert kept.held == sum(4 * numbers * len(each.taken) for each in kept.spans.values()) <= kept.bound
+    return found
+
+
 def test_kept_weights_stay_within_their_bound():
-    kept = KeptPasses(4 * 10)
-    made = []
-
-    def ask(seed: int, number: int) -> None:
-        passes = range(number, number + 1)
-        kept.get(seed, passes, lambda: made.append((seed, number)) or (torch.zeros(1, 2), torch.zeros(1, 1)))
-        assert kept.held == 12 * sum(map(len, kept.series.values())) <= kept.bound
-
-    passes = [(1, number) for number in range(5)]
-    for _ in range(3):  # kept when they come again; three fit, and stay
-        for each in passes:
-            ask(*each)
-    assert made == [*passes, *passes, *passes[3:]]
-    ask(2, 0)  # a seed that comes once
-    assert list(kept.series) == [1]
-    ask(2, 0)  # comes again, and takes the place of the first
-    assert list(kept.series) == [2]
-    ask(2, 0)
-    assert len(made) == 14
+    kept = KeptPasses(3 * 40)
+    assert [made_by(kept, "a", 5) for _ in range(4)] == [5, 5, 2, 2]  # kept when they come again; three fit, and stay
+    assert made_by(kept, "b") == 1
+    assert [*kept.spans] == ["a"]  # a span that came once
+    assert [made_by(kept, "b") for _ in range(2)] == [1, 0]  # comes again, and nobody has asked for the other since
+    assert [*kept.spans] == ["b"]
 
 
-def test_one_group_serves_all_that_begin_with_it():
+def test_what_is_asked_for_as_often_stays():
+    """Two spans in turn, of which one fits: it is always found, instead of neither."""
+    kept = KeptPasses(2 * 40)
+    assert [(made_by(kept, "a", 2), made_by(kept, "b", 2)) for _ in range(4)] == [(2, 2), (2, 2), (0, 2), (0, 2)]
+    assert made_by(kept, "b", 2) == 2  # and now twice in a row
+    assert made_by(kept, "b", 2) == 0
+
+
+def test_two_threads_that_make_the_same_keep_one():
     kept = KeptPasses(1000)
-
-    def ask(count: int, *, makes: bool) -> None:
-        found = kept.get("seed", range(8, 8 + count), lambda: calls.append(count) or (torch.arange(count),))
-        assert found[0].tolist() == [*range(count)]
-        assert calls == ([count] if makes else [])
-        calls.clear()
-
-    calls: list[int] = []
-    for count, makes in ((3, True), (3, True), (3, False), (2, False), (5, True), (5, False), (4, False)):
-        ask(count, makes=makes)
-        assert kept.held == 8 * sum(len(each[8][0]) for each in kept.series.values())
-    assert kept.held == 8 * 5
+    kept.ask("a")
+    first, second = kept.ask("a"), kept.ask("a")
+    for span in (first, second):
+        kept.keep(span, [torch.tensor([0])], 0, (torch.zeros(1, 10),))
+    assert kept.held == 40
+    assert kept.ask("a").taken.keys() == {0}
 
 
-def test_chunks_of_any_length_keep_the_same_groups(mc: MCDropout, rows: Tensor):
+def test_nothing_is_kept_where_nothing_is_taken():
+    kept = KeptPasses(1000)
+    for _ in range(3):
+        kept.keep(kept.ask("a"), [torch.tensor([0])], 0, ())
+    assert not kept.spans
+
+
+def test_spans_that_are_whole_serve_chunks_of_any_length(
+    mc: MCDropout, rows: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(thinning, "_SPAN", 8)
     engine = mc._engine
     assert isinstance(engine, GraphEngine)
     assert engine.thinned is not None
     whole = mc.sample(rows, num_samples=40, seed=21)
     engine.thinned.kept = KeptPasses(engine.thinned.kept.bound)
+    asked: list[range] = []
+    taken, spans = Thinned._taken, KeptPasses.ask
+    monkeypatch.setattr(KeptPasses, "ask", lambda self, key: asked.append(key[1]) or spans(self, key))
+    monkeypatch.setattr(Thinned, "_taken", lambda self, drawn: asked.append(range(0)) or taken(self, drawn))
     for count in (40, 40, 33, 17, 25, 39):
         assert torch.allclose(mc.sample(rows, num_samples=count, seed=21), whole[:count], rtol=1e-5, atol=1e-6)
+    first = [range(start, start + 8) for start in range(0, 40, 8)]
+    assert [each for each in asked if each][:10] == [*first, *first]
+    later = asked[asked.index(range(32, 33)) :]
+    made_for = {[one for one in later[:place] if one][-1] for place, each in enumerate(later) if not each}
+    assert made_for == {range(32, 33), range(16, 17), range(24, 25), range(32, 39)}  # whole spans are there already
     for budget in (3, 5, 7):
         run = mc.start(rows, num_samples=40, seed=21)
         while not run.done:
             mc.advance(run, budget)
-    groups = [first for kept in engine.thinned.kept.series.values() for first in kept]
-    assert groups == sorted(set(groups))
-    assert len(groups) == -(-40 // engine.thinned.together)
+        assert torch.allclose(run.prediction().mean, whole.mean(0), rtol=1e-5, atol=1e-6)
+    assert all(each.start // 8 == (each.stop - 1) // 8 for each in asked if each)
+
+
+class Shared(nn.Module):
+    """What the first dropout sees is read by the second path as it is, so that it must not get a column of ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.inner, self.outer = nn.Linear(6, 20), nn.Linear(20, 24), nn.Linear(24, 20)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        out: Tensor = x + self.outer(self.drop(self.inner(self.drop(x)).relu()))
+        return out
+
+
+def test_a_bias_is_a_unit_where_nothing_else_reads_the_column() -> None:
+    for network, folded in ((mlp(), True), (Shared(), False), (bare(), False)):
+        thinned = check(network, torch.randn(4, 6))
+        assert thinned is not None
+        assert any(isinstance(take, Gather) and take.bias is not None for take in thinned._takes) is folded
+        assert any(thinned._columns.values()) is folded
+
+
+def test_half_precision_adds_the_bias_unit_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_units, "LANES", 1)
+    check(mlp(), torch.randn(4, 6), 2e-2, dtype=torch.bfloat16)
 
 
 def test_a_last_layer_of_few_results_stays_plain() -> None:

@@ -218,7 +218,7 @@ def proved_thinned(engine: GraphEngine, rows: list[Tensor], gathered: int) -> Th
         if thinned is None or thinned.cost.least_rows is None:
             return None
         try:
-            founds = thinned.passes(sizes, prepared, draws, passes=range(4), seed=PROOF_SEED, rows=3)
+            founds = thinned.passes(sizes, prepared, draws, passes=range(4), seed=PROOF_SEED)
         except RuntimeError:  # vmap has no rule for an operation in some layout
             return None
     truths = engine.apply(rows, prepared, draws, "loop")

@@ -185,7 +185,7 @@ class GraphEngine:
         if rows is None and self.thinned is not None and self.thinned.pays(count):
             noise, sizes = (seed, balanced), self.parts.sizes(inputs)
             with torch.no_grad():
-                return self.thinned.passes(sizes, prepared, draws, passes=passes, seed=noise, rows=count)
+                return self.thinned.passes(sizes, prepared, draws, passes=passes, seed=noise)
         return self.apply(inputs, prepared, draws, self.mode)
 
     def _one_by_one(self, inputs: Sequence[Tensor], *, passes: range, seed: int, rows: Tensor) -> tuple[Tensor, ...]:

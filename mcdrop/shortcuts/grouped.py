@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from mcdrop.graph.draws import scale
-from mcdrop.shortcuts.kept_units import select
+from mcdrop.shortcuts.kept_units import LANES, select
 from mcdrop.shortcuts.needs import Kind
 from mcdrop.shortcuts.unit_operations import UNIT_WISE, ZERO_KEEPING
 
@@ -46,14 +46,19 @@ def grouped(graph: fx.Graph, kinds: Mapping[Node, Kind]) -> fx.Graph | None:
 def _select(x: Tensor, axis: int, units: Tensor) -> Tensor:
     """Columns `units` (passes, units) of `x`, for each pass its own."""
     if x.ndim == 2 and axis == 1:
-        return torch.nn.functional.embedding(units, x.t()).transpose(1, 2)
+        return torch.embedding(x.t(), units).mT
     return x.gather(axis + 1, units.unsqueeze(1).expand(-1, x.shape[1], -1))
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if weight.ndim == 2:
         return torch.nn.functional.linear(x, weight, bias)
-    product = torch.bmm(x.expand(len(weight), -1, -1), weight.transpose(1, 2))
+    if x.ndim == 2:
+        x = x.expand(len(weight), -1, -1)
+    if weight.shape[1] < LANES:  # so few results that rows fill registers instead
+        product = torch.bmm(weight, x.mT)
+        return (product if bias is None else product.add_(bias.unsqueeze(-1))).mT
+    product = torch.bmm(x, weight.mT)
     if bias is None:
         return product
     return product.add_(bias.unsqueeze(1) if bias.ndim == 2 else bias)  # `baddbmm` would write it out first

@@ -2,14 +2,14 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 
 from torch import Tensor
 
-__all__ = ["KeptPasses", "gathered_bound"]
+__all__ = ["KeptPasses", "Span", "gathered_bound"]
 
 _BOUND = 160 * 2**20
-_ASKED = 2**12  # groups of passes of which it is remembered that they were asked for
+_ASKED = 2**12  # spans of which it is remembered when they were asked for
 
 Gathered = tuple[Tensor, ...]
 
@@ -21,50 +21,70 @@ def gathered_bound(max_memory: int | None, thinned: bool = True) -> int:
     return _BOUND if max_memory is None else min(_BOUND, max_memory // 8)
 
 
-class KeptPasses:
-    """What groups of passes take, tensors (passes, ...), by series and first pass. Safe to use from many threads.
+class Span:
+    """Passes that follow one another, asked for together, and what groups of them take.
 
-    A group is kept when it is asked for the second time: of a seed that never comes again nothing would be of use. The
-    longest that begins at a pass serves the shorter ones, so that requests for any number of passes share them. Passes
-    come in order, call after call, so once the room is taken by groups of one series, these stay: what is put out for
-    the next would be missed first. Other series go, the least recently used first.
+    Attributes:
+        key: names the noise and the passes.
+        groups: places in the span of the passes that are computed together; empty until something is kept.
+        taken: what groups take, tensors (passes, ...), by the group's number.
+        asked, before: when it was asked for the last time, and the time before; None: never.
+    """
+
+    def __init__(self, key: Hashable, asked: int, before: int | None) -> None:
+        self.key, self.asked, self.before = key, asked, before
+        self.groups: Sequence[Tensor] = ()
+        self.taken: dict[int, Gathered] = {}
+
+
+class KeptPasses:
+    """What groups of passes take, by the span that they are of. Safe to use from many threads.
+
+    Something is kept when its span is asked for the second time: of a seed that never comes again nothing would be of
+    use. Where there is no room, spans go that nobody has asked for between these two times, the oldest first. Others
+    are asked for as often as the new one, or more: what is put out for one of them would be missed first, as passes
+    come in order, call after call.
     """
 
     def __init__(self, bound: int) -> None:
         self.bound, self.held = bound, 0
-        self.series: OrderedDict[Hashable, dict[int, Gathered]] = OrderedDict()
-        self._asked: OrderedDict[tuple[Hashable, int], None] = OrderedDict()
+        self.spans: OrderedDict[Hashable, Span] = OrderedDict()  # of which something is kept, the oldest first
+        self._asked: OrderedDict[Hashable, int] = OrderedDict()
+        self._now = 0
         self._lock = threading.Lock()
 
-    def get(self, series: Hashable, passes: range, make: Callable[[], Gathered]) -> Gathered:
-        """What these passes take; made by `make` where it is not kept."""
-        first, count = passes.start, len(passes)
+    def ask(self, key: Hashable) -> Span:
+        """The span of a key, with what is kept of it, of which some may go at any time."""
         with self._lock:
-            if series in self.series:
-                self.series.move_to_end(series)
-                found = self.series[series].get(first, ())
-                if found and len(found[0]) >= count:
-                    return tuple(tensor[:count] for tensor in found)
-            again = (series, first) in self._asked
-            self._asked[series, first] = None
+            self._now += 1
+            before = self._asked.pop(key, None)
+            self._asked[key] = self._now
             if len(self._asked) > _ASKED:
                 self._asked.popitem(last=False)
-        made = make()
-        if again:
-            with self._lock:
-                self._keep(series, first, made)
-        return made
+            span = self.spans.get(key)
+            if span is None:
+                return Span(key, self._now, before)
+            self.spans.move_to_end(key)
+            span.asked, span.before = self._now, before
+            return span
 
-    def _keep(self, series: Hashable, first: int, made: Gathered) -> None:
-        before = self.series.get(series, {}).pop(first, ())
-        self.held -= _bytes(before)
-        made = before if before and len(before[0]) > len(made[0]) else made  # by another thread
-        size = _bytes(made)
-        while self.held + size > self.bound and any(other != series for other in self.series):
-            oldest = next(other for other in self.series if other != series)
-            self.held -= sum(_bytes(kept) for kept in self.series.pop(oldest).values())
-        if self.held + size <= self.bound:
-            self.series.setdefault(series, {})[first] = made
+    def keep(self, span: Span, groups: Sequence[Tensor], number: int, made: Gathered) -> None:
+        """Keep what one of the groups of a span takes, if the span has been asked for before and there is room."""
+        if span.before is None or not made:
+            return
+        with self._lock:
+            kept = self.spans.get(span.key, span)  # that of another thread, if it was faster
+            if number in kept.taken:
+                return
+            size = _bytes(made)
+            while self.held + size > self.bound:
+                oldest = next(iter(self.spans.values()), kept)
+                if oldest is kept or oldest.asked >= span.before:
+                    return
+                del self.spans[oldest.key]
+                self.held -= sum(map(_bytes, oldest.taken.values()))
+                oldest.taken.clear()
+            self.spans[span.key], kept.groups, kept.taken[number] = kept, groups, made
             self.held += size
 
 

@@ -5,6 +5,7 @@ convolutions see few different widths, for each of which oneDNN would compile co
 drops all units needs nothing special. A dropped unit among them is multiplied by its draw, which is zero.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,7 +15,20 @@ from torch import Tensor
 
 from mcdrop.graph.draws import scale
 
-__all__ = ["LANES", "Cut", "Gather", "Index", "Kept", "Scales", "Selection", "Turned", "filled", "select", "turned"]
+__all__ = [
+    "LANES",
+    "Cut",
+    "Gather",
+    "Index",
+    "Kept",
+    "Scales",
+    "Selection",
+    "Turned",
+    "filled",
+    "select",
+    "turned",
+    "widths",
+]
 
 LANES = 16  # float32 numbers of a vector register of 512 bits
 
@@ -54,10 +68,10 @@ class Selection:
         """The draw at these units, (passes, units)."""
         return self._drawn[draw].flatten(1).gather(1, self.units(draw))
 
-    def weight(self, number: int, cuts: Sequence[Cut], scaled: Cut | None) -> Tensor:
+    def weight(self, number: int, cuts: Sequence[Cut], scaled: Cut | None, bias: int | None = None) -> Tensor:
         """A weight (passes, ...) at the units of `cuts`, times the draw along the axis of `scaled`.
 
-        A weight of more than two axes is taken for a single pass.
+        A weight of more than two axes is taken for a single pass. A bias stands behind the last column of a matrix.
         """
         weight, units = self._weights[number], {cut.axis: self.units(cut.draw, cut.block) for cut in cuts}
         if weight.ndim > 2:
@@ -70,7 +84,9 @@ class Selection:
             return weight.index_select(0, units[0].flatten()).view(*units[0].shape, *weight.shape[1:])
         turned = self._turned[number, scaled and scaled.draw]
         counts = None if scaled is None else [scaled.block * count for count in self._counts[scaled.draw]]
-        return _columns(turned, units[1], units.get(0), counts).transpose(1, 2)  # as products read it fastest
+        last = None if bias is None else self._weights[bias]
+        weight = _columns(turned, units[1], units.get(0), counts, last).mT  # as products read it fastest
+        return weight.contiguous() if weight.shape[1] < LANES else weight
 
 
 Turned = Mapping[tuple[int, int | None], Tensor]
@@ -91,10 +107,19 @@ def turned(weights: Sequence[Tensor], gathers: Iterable["Gather"], scales: Seque
     return made
 
 
-def _columns(turned: Tensor, entering: Tensor, leaving: Tensor | None, counts: list[int] | None) -> Tensor:
-    """Rows and columns of a transposed matrix, (passes, entering, leaving); zero in rows from `counts` on."""
-    columns = turned.new_empty(*entering.shape, turned.shape[1] if leaving is None else leaving.shape[1])
-    for place, (column, numbers) in enumerate(zip(columns, entering, strict=True)):  # one fits into caches
+def _columns(
+    turned: Tensor, entering: Tensor, leaving: Tensor | None, counts: list[int] | None, last: Tensor | None
+) -> Tensor:
+    """Rows and columns of a transposed matrix, (passes, entering, leaving); zero in rows from `counts` on.
+
+    Where `last` is given, it is one row more.
+    """
+    passes, rows = entering.shape
+    width = turned.shape[1] if leaving is None else leaving.shape[1]
+    columns = turned.new_empty(passes, rows + (last is not None), width)
+    if last is not None:
+        columns[:, rows] = last if leaving is None else last[leaving]
+    for place, (column, numbers) in enumerate(zip(columns[:, :rows], entering, strict=True)):  # one fits into caches
         if leaving is None:
             torch.index_select(turned, 0, numbers, out=column)
         else:
@@ -106,13 +131,15 @@ def _columns(turned: Tensor, entering: Tensor, leaving: Tensor | None, counts: l
 
 @dataclass(frozen=True)
 class Index:
-    """Numbers of the units of a site, each `block` times."""
+    """Numbers of the units of a site, each `block` times; behind them `one`, where that is given."""
 
     draw: int
     block: int
+    one: int | None = None
 
     def of(self, selection: Selection) -> Tensor:
-        return selection.units(self.draw, self.block)
+        units = selection.units(self.draw, self.block)
+        return units if self.one is None else torch.nn.functional.pad(units, (0, 1), value=self.one)
 
 
 @dataclass(frozen=True)
@@ -129,14 +156,25 @@ class Scales:
 
 @dataclass(frozen=True)
 class Gather:
-    """A weight at the units of some cuts, times the draw of one of them where that is left to it."""
+    """A weight at the units of some cuts, times the draw of one of them where that is left to it.
+
+    A bias, where one is given, is what it takes of a unit that is always 1, and the last that enters.
+    """
 
     weight: int
     cuts: tuple[Cut, ...]
     scaled: Cut | None = None
+    bias: int | None = None
 
     def of(self, selection: Selection) -> Tensor:
-        return selection.weight(self.weight, self.cuts, self.scaled)
+        return selection.weight(self.weight, self.cuts, self.scaled, self.bias)
+
+    def elements(self, weights: Sequence[Tensor], widths: Mapping[int, int]) -> int:
+        """How many numbers it takes for a pass in which the draws keep as many units."""
+        sizes = list(weights[self.weight].shape)
+        for cut in self.cuts:
+            sizes[cut.axis] = cut.block * widths[cut.draw]
+        return math.prod(sizes)
 
     def takes_columns(self, weights: Sequence[Tensor]) -> bool:
         return weights[self.weight].ndim == 2 and any(cut.axis == 1 for cut in self.cuts)
@@ -157,13 +195,22 @@ def _filled_up(drawn: Tensor) -> tuple[Tensor, list[int]]:
     """
     is_kept = drawn != 0
     counts = is_kept.sum(1).tolist()
-    width = min(-(-max(1, *counts) // LANES) * LANES, drawn.shape[1])
+    width = _width(max(counts), drawn.shape[1])
     kept = is_kept.nonzero()[:, 1].split(counts)
     dropped = is_kept.logical_not_().nonzero()[:, 1].split([drawn.shape[1] - count for count in counts])
     units = torch.stack(
         [torch.cat([first, rest[: width - len(first)]]) for first, rest in zip(kept, dropped, strict=True)]
     )
     return units, counts
+
+
+def widths(drawn: Tensor) -> list[int]:
+    """Of how many units each pass has what is kept, by its draw (passes, units): whole registers."""
+    return [_width(count, drawn.shape[1]) for count in drawn.count_nonzero(1).tolist()]
+
+
+def _width(kept: int, units: int) -> int:
+    return min(-(-max(1, kept) // LANES) * LANES, units)
 
 
 def _neighbours(units: Tensor, block: int) -> Tensor:

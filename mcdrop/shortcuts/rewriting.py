@@ -98,7 +98,7 @@ class Rewriter:
             if cut is not None:
                 new = self.graph.call_function(select, (new, cut.axis, self._index(cut)))
                 shape = self._shapes[node]
-                new.meta["axes"] = len(shape)
+                new.meta.update(axes=len(shape), size=shape[cut.axis])
                 if len(shape) == 2:
                     new.meta["cost"] = shape.numel() * self.share(cut, shape[cut.axis]) * SELECTED
             self._others[node, cut] = new

@@ -8,9 +8,9 @@
             the columns of the weight behind it are left out too
 
 So Linear - ReLU - Dropout - Linear is a product over kept units on both sides; convolutions likewise, over the channels
-that a spatial dropout keeps. Masks are those of the plain suffix, so widths differ from pass to pass: a few passes are
-filled up to the widest among them and computed together, those with convolutions one after the other, each with its own
-gathered weights, which are kept from call to call under a bound on bytes.
+that a spatial dropout keeps. Masks are those of the plain suffix, so widths differ from pass to pass: a few passes of
+like widths are filled up to the widest among them and computed together, those with convolutions one after the other,
+each with its own gathered weights, which are kept from call to call under a bound on bytes.
 
 Not here, which keeps plain passes: devices other than the CPU; draws by row; masks that differ along more than one axis
 (dropout on sequences or maps, attention); alpha dropout, whose dropped units are not zero; masks written by hand;
@@ -19,20 +19,22 @@ weights that are computed; grouped convolutions. Where a thinned value meets an 
 dropped units does not show: where that is infinite, plain passes give NaN (infinity times 0) and thinned ones do not.
 """
 
+import functools
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from mcdrop.graph.sites import Site
+from mcdrop.shortcuts.biases import biases_as_units
 from mcdrop.shortcuts.grouped import grouped
+from mcdrop.shortcuts.grouping import alike
 from mcdrop.shortcuts.kept_passes import KeptPasses
-from mcdrop.shortcuts.kept_units import Gather, Kept, Selection, Turned, select, turned
+from mcdrop.shortcuts.kept_units import Gather, Kept, Selection, Turned, select, turned, widths
 from mcdrop.shortcuts.needs import Kind, kinds_of
-from mcdrop.shortcuts.pass_cost import CALL, GATHERED_BYTE, MAPPED_CALL, TAKE, PassCost
+from mcdrop.shortcuts.pass_cost import CALL, FLOP, GATHERED_BYTE, MAPPED_CALL, TAKE, PassCost
 from mcdrop.shortcuts.rewriting import Rewriter
 from mcdrop.shortcuts.skipping import skip_blocks
 from mcdrop.splitting.part import Part
@@ -45,7 +47,8 @@ Node = Any  # fx.Node, whose arguments are typed too widely to be of use
 
 _TOGETHER = {"grouped": 8, "mapped": 16, "loop": 1}  # passes: calls of vmap are dear, but all are as wide as the widest
 STRETCH = {"grouped": 16, "mapped": 4, "loop": 1}  # passes to ask for, as a factor on those that caches hold
-_ROWS = 1024  # of all passes that are computed together, beyond which calls cost nothing beside products
+_SPAN = 128  # passes among which groups are sought: spans begin at its multiples, so that longer requests share them
+_ROWS = 64  # for which groups are chosen: with more of them calls cost less beside products, with fewer more
 
 
 class Thinned:
@@ -65,15 +68,19 @@ class Thinned:
         weights: Sequence[Tensor],
         turned: Turned,
         takes: Sequence[Kept],
-        columns: Sequence[int],
+        columns: Mapping[int, bool],
         *,
+        reads: Sequence[int],
         cost: PassCost,
         mode: ThinnedMode,
         together: int,
+        call: float,
         bound: int,
     ) -> None:
         self._part, self._weights, self._turned, self._takes = part, weights, turned, tuple(takes)
-        self._columns = columns  # numbers of the arguments of which columns are taken
+        self._columns = columns  # numbers of the arguments of which columns are taken, and whether one of ones too
+        self._call = call  # what a group costs beside its passes, in elements of weights
+        self._reads = reads  # numbers of the draws that the graph has
         self.cost, self.mode, self.together = cost, mode, together
         self.kept = KeptPasses(bound)
 
@@ -95,25 +102,47 @@ class Thinned:
         *,
         passes: range,
         seed: Hashable,
-        rows: int,
     ) -> tuple[Tensor, ...]:
         """Outputs (passes, rows, ...) under the draws (passes, ...) of these passes; `seed` names their noise."""
         same: list[Any] = [*sizes, *frontier]
-        for number in self._columns:  # each of which is to stand together
-            same[number] = same[number].t().contiguous().t()
-        together = max(1, min(self.together, _ROWS // rows))
-        first = passes.start // together * together  # groups of the same passes, whatever the chunk
-        each = []
-        for group in range(first, passes.stop, together):
-            start, stop = max(group - passes.start, 0), min(group + together, passes.stop) - passes.start
-            drawn = [draw[start:stop] for draw in draws]
-            take = partial(self._taken, drawn)
-            begins = group >= passes.start  # or else another chunk has the beginning
-            taken = self.kept.get(seed, passes[start:stop], take) if self._takes and begins else take()
-            each.append(self._computed(same, drawn, taken))
-        return tuple(torch.cat(outputs) for outputs in zip(*each, strict=True))
+        for number, with_ones in self._columns.items():
+            same[number] = _columns(same[number], with_ones)
+        results: list[Tensor] = []
+        for start in range(passes.start // _SPAN * _SPAN, passes.stop, _SPAN):
+            here = range(max(start, passes.start), min(start + _SPAN, passes.stop))
+            part = slice(here.start - passes.start, here.stop - passes.start)
+            drawn, span = [draw[part] for draw in draws], self.kept.ask((seed, here))
+            groups = span.groups or self._groups(drawn)
+            for number, places in enumerate(groups):
+                taken = span.taken.get(number)
+                if taken is None:
+                    taken = self._taken([_at(draw, places) for draw in drawn])
+                    self.kept.keep(span, groups, number, taken)
+                outputs = self._computed(same, [_at(drawn[read], places) for read in self._reads], taken)
+                results = results or [_room_for(len(passes), output) for output in outputs]
+                for result, output in zip(results, outputs, strict=True):
+                    result[part].index_copy_(0, places, output)
+        return tuple(results)
+
+    def _groups(self, drawn: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Which passes are computed together, by their places among these."""
+        numbers = torch.arange(len(drawn[0]), device=drawn[0].device)
+        if self.together == 1:
+            return [*numbers.split(1)]
+        draws = self.draws
+        each = zip(*(widths(drawn[number].flatten(1)) for number in draws), strict=True)
+
+        @functools.cache
+        def elements(of_pass: tuple[int, ...]) -> float:
+            """Of the weights that a pass of such widths takes: each is one step of a product, for each row."""
+            of = dict(zip(draws, of_pass, strict=True))
+            return sum(gather.elements(self._weights, of) for gather in self._takes if isinstance(gather, Gather))
+
+        found = alike([*each], elements, most=self.together, threads=torch.get_num_threads(), call=self._call)
+        return [numbers[places] for places in found]
 
     def _computed(self, same: Sequence[Any], drawn: Sequence[Tensor], taken: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Outputs of one group, from the arguments that all passes share and its own."""
         if self.mode == "grouped":
             outputs: tuple[Tensor, ...] = self._part(*same, *drawn, *taken)
             return outputs
@@ -126,6 +155,26 @@ class Thinned:
     def _taken(self, drawn: Sequence[Tensor]) -> tuple[Tensor, ...]:
         selection = Selection(drawn, self._weights, self._turned)
         return tuple(take.of(selection) for take in self._takes)
+
+
+def _at(draw: Tensor, places: Tensor) -> Tensor:
+    """The draws of some of the passes that it holds."""
+    if len(places) > 1:
+        return draw.index_select(0, places)
+    place = int(places)
+    return draw[place : place + 1]
+
+
+def _columns(x: Tensor, with_ones: bool) -> Tensor:
+    """A matrix each of whose columns stands together, with one of ones behind them."""
+    return torch.cat([x.t(), x.new_ones(1, len(x))]).t() if with_ones else x.t().contiguous().t()
+
+
+def _room_for(passes: int, output: Tensor) -> Tensor:
+    """For the outputs of so many passes, in the layout of some of them."""
+    if output.ndim == 3 and output.mT.is_contiguous():
+        return output.new_empty(passes, output.shape[2], output.shape[1]).mT
+    return output.new_empty(passes, *output.shape[1:])
 
 
 def can_be_thinned(split: Split) -> bool:
@@ -182,8 +231,14 @@ def _finished(
     Passes that have a convolution by weights of their own, take channels of maps or skip blocks are computed one after
     the other.
     """
-    graph = rewriter.graph
-    takes = [take for take in rewriter.kept if isinstance(take, Gather)]
+    graph, draws = rewriter.graph, dict(rewriter.new_draws())
+    taken, ones = biases_as_units(graph, rewriter.kept)
+    for node in (*draws, *taken.values()):
+        if not node.users:
+            graph.erase_node(node)
+    draws = {node: number for node, number in draws.items() if node.users}
+    kept = [take for take, node in taken.items() if node.users]
+    takes = [take for take in kept if isinstance(take, Gather)]
     gathered = sum(
         weights[take.weight].nbytes
         * math.prod(rewriter.share(c, weights[take.weight].shape[c.axis]) for c in take.cuts)
@@ -199,22 +254,28 @@ def _finished(
     mode: ThinnedMode = "loop" if alone else "mapped" if chain is None else "grouped"
     together = max(1, min(_TOGETHER[mode], int(room / 2 / max(gathered, 1))))
     calls = sum(node.meta.get("calls", 1) for node in graph.nodes if node.op == "call_function")
-    calls_cost = calls * (MAPPED_CALL if mode == "mapped" else CALL) + len(rewriter.kept) * TAKE
+    calls_cost = calls * (MAPPED_CALL if mode == "mapped" else CALL)
     cost = PassCost(
         plain_row=rewriter.plain_cost / rows,
         thinned_row=sum(node.meta.get("cost", 0.0) for node in graph.nodes) / rows,
-        thinned_pass=gathered * GATHERED_BYTE + calls_cost / together,
+        thinned_pass=gathered * GATHERED_BYTE + (calls_cost + len(kept) * TAKE) / together,
     )
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     return Thinned(
         Part(chain or graph, {f"weight_{number}": weight for number, weight in enumerate(weights)}),
         weights,
         turned(weights, takes, [site.scale for site in sites]),
-        list(rewriter.kept),
-        [number for number, node in enumerate(placeholders) if any(_takes_columns(user, node) for user in node.users)],
+        kept,
+        {
+            number: node in ones
+            for number, node in enumerate(placeholders)
+            if any(_takes_columns(user, node) for user in node.users)
+        },
+        reads=[*draws.values()],
         cost=cost,
         mode=mode,
         together=together,
+        call=calls_cost / (2 * FLOP * _ROWS),
         bound=room - int(together * gathered),
     )
 
