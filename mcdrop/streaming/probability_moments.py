@@ -249,20 +249,30 @@ class ClassAccumulator(ProbabilityAccumulator):
         return entropy(probs, class_axis=probs.ndim - len(self._probs.shape) + 1)
 
     def _vote(self, probs: Tensor, place: Place) -> None:
-        highest = probs.amax(dim=2, keepdim=True)
-        is_highest = probs == highest
-        turned = is_turned(is_highest)
-        wins = (is_highest.mT if turned else is_highest).sum(dim=0, dtype=torch.int32)
-        if turned:
-            wins = wins.mT
-        if int(wins.sum()) != highest.numel() or bool(highest.isnan().any()):  # two are highest, or none
-            winners = probs.max(dim=2).indices.movedim(0, 1)  # (outer, passes[, inner])
-            wins = torch.zeros_like(wins).scatter_add_(1, winners, wins.new_ones(()).expand_as(winners))
-        self._votes[place].add_(wins)
+        wins = _wins(probs) if probs.device.type == "cpu" else None
+        if wins is not None:
+            self._votes[place].add_(wins)
+            return
+        winners = probs.max(dim=2).indices.movedim(0, 1)  # (outer, passes[, inner])
+        self._votes[place].scatter_add_(1, winners, self._votes.new_ones(()).expand_as(winners))
 
     def _predict(self, shared: dict[str, Any]) -> Prediction:
         from_end = self.task.axis(len(self._layout)) - len(self._layout)
         return ClassificationPrediction(class_axis=from_end, **self._fields(), **shared)
+
+
+def _wins(probs: Tensor) -> Tensor | None:
+    """How often each class is the highest over passes, (outer, classes[, inner]); None where some are equal or NaN.
+
+    On a CPU several times faster than to look for the class of each pass.
+    """
+    highest = probs.amax(dim=2, keepdim=True)
+    is_highest = probs == highest
+    turned = is_turned(is_highest)
+    wins = (is_highest.mT if turned else is_highest).sum(dim=0, dtype=torch.int32)
+    if int(wins.sum()) != highest.numel() or bool(highest.isnan().any()):
+        return None
+    return wins.mT if turned else wins
 
 
 def _softmax(logits: Tensor) -> Tensor:
