@@ -620,6 +620,18 @@ def test_two_threads_that_make_the_same_keep_one():
     assert kept.ask("a").taken.keys() == {0}
 
 
+def test_threads_that_make_other_groups_do_not_mix_them():
+    """Groups depend on the number of threads that PyTorch computes with, of which every thread has its own."""
+    kept, groups = KeptPasses(1000), ([[0, 1], [2]], [[0], [1, 2]])
+    kept.ask("a")
+    for number, span in enumerate([kept.ask("a"), kept.ask("a")]):
+        made = (torch.zeros(len(groups[number][number]), 1),)
+        kept.keep(span, [torch.tensor(places) for places in groups[number]], number, made)
+    found = kept.ask("a")
+    assert [places.tolist() for places in found.groups] == groups[0]
+    assert found.taken.keys() == {0}
+
+
 def test_nothing_is_kept_where_nothing_is_taken():
     kept = KeptPasses(1000)
     for _ in range(3):

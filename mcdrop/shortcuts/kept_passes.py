@@ -73,18 +73,17 @@ class KeptPasses:
         if span.before is None or not made:
             return
         with self._lock:
-            kept = self.spans.get(span.key, span)  # that of another thread, if it was faster
-            if number in kept.taken:
-                return
+            if self.spans.get(span.key, span) is not span or number in span.taken:
+                return  # another thread was faster, whose groups may be others
             size = _bytes(made)
             while self.held + size > self.bound:
-                oldest = next(iter(self.spans.values()), kept)
-                if oldest is kept or oldest.asked >= span.before:
+                oldest = next(iter(self.spans.values()), span)
+                if oldest is span or oldest.asked >= span.before:
                     return
                 del self.spans[oldest.key]
                 self.held -= sum(map(_bytes, oldest.taken.values()))
                 oldest.taken.clear()
-            self.spans[span.key], kept.groups, kept.taken[number] = kept, groups, made
+            self.spans[span.key], span.groups, span.taken[number] = span, groups, made
             self.held += size
 
 
