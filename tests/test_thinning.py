@@ -423,6 +423,21 @@ def test_exact_answers_have_the_same_bits_whatever_is_kept(mc: MCDropout, monkey
     assert all(torch.equal(one, found[0]) for one in found)
 
 
+def test_groups_do_not_depend_on_the_threads_of_a_call(mc: MCDropout):
+    """They show in the last bits of exact answers, and what one thread has kept serves the others."""
+    engine, before, found = mc._engine, torch.get_num_threads(), []
+    assert isinstance(engine, GraphEngine)
+    assert engine.thinned is not None
+    draws = engine.draws([torch.randn(2, 6)], passes=range(16), seed=11, rows=None)
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            found.append([places.tolist() for places in engine.thinned._groups(draws)])
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[1] == found[2]
+
+
 def test_out_of_memory_takes_fewer_passes(mc: MCDropout, rows: Tensor, monkeypatch: pytest.MonkeyPatch):
     truth, passes, seen = mc.sample(rows, seed=3), Thinned.passes, []
 
@@ -621,7 +636,6 @@ def test_two_threads_that_make_the_same_keep_one():
 
 
 def test_threads_that_make_other_groups_do_not_mix_them():
-    """Groups depend on the number of threads that PyTorch computes with, of which every thread has its own."""
     kept, groups = KeptPasses(1000), ([[0, 1], [2]], [[0], [1, 2]])
     kept.ask("a")
     for number, span in enumerate([kept.ask("a"), kept.ask("a")]):

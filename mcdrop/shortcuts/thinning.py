@@ -80,6 +80,7 @@ class Thinned:
         self._part, self._weights, self._turned, self._takes = part, weights, turned, tuple(takes)
         self._columns = columns  # numbers of the arguments of which columns are taken, and whether one of ones too
         self._call = call  # what a group costs beside its passes, in elements of weights
+        self._threads = torch.get_num_threads()  # fixed, since groups show in the last bits
         self._reads = reads  # numbers of the draws that the graph has
         self.cost, self.mode, self.together = cost, mode, together
         self.kept = KeptPasses(bound)
@@ -138,7 +139,7 @@ class Thinned:
             of = dict(zip(draws, of_pass, strict=True))
             return sum(gather.elements(self._weights, of) for gather in self._takes if isinstance(gather, Gather))
 
-        found = alike([*each], elements, most=self.together, threads=torch.get_num_threads(), call=self._call)
+        found = alike([*each], elements, most=self.together, threads=self._threads, call=self._call)
         return [numbers[places] for places in found]
 
     def _computed(self, same: Sequence[Any], drawn: Sequence[Tensor], taken: Sequence[Tensor]) -> tuple[Tensor, ...]:
