@@ -646,6 +646,27 @@ def test_threads_that_make_other_groups_do_not_mix_them():
     assert found.taken.keys() == {0}
 
 
+def test_a_span_whose_last_time_another_thread_has_forgotten(monkeypatch: pytest.MonkeyPatch):
+    """A thread asks for a span, so long after the others that it is as new, while another one is about to keep."""
+    kept = KeptPasses(40)
+    made_by(kept, "other")
+    made_by(kept, "other")
+    kept.ask("a")
+    span, lock = kept.ask("a"), kept._lock
+
+    class Late:
+        def __enter__(self) -> None:
+            lock.acquire()
+            span.before = None
+
+        def __exit__(self, *_: object) -> None:
+            lock.release()
+
+    monkeypatch.setattr(kept, "_lock", Late())
+    kept.keep(span, [torch.tensor([0])], 0, (torch.zeros(1, 10),))
+    assert [*kept.spans] == ["other"]
+
+
 def test_nothing_is_kept_where_nothing_is_taken():
     kept = KeptPasses(1000)
     for _ in range(3):

@@ -70,9 +70,11 @@ class KeptPasses:
 
     def keep(self, span: Span, groups: Sequence[Tensor], number: int, made: Gathered) -> None:
         """Keep what one of the groups of a span takes, if the span has been asked for before and there is room."""
-        if span.before is None or not made:
+        if not made:
             return
         with self._lock:
+            if span.before is None:
+                return
             if self.spans.get(span.key, span) is not span or number in span.taken:
                 return  # another thread was faster, whose groups may be others
             size = _bytes(made)
