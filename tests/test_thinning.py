@@ -667,6 +667,13 @@ def test_a_span_whose_last_time_another_thread_has_forgotten(monkeypatch: pytest
     assert [*kept.spans] == ["other"]
 
 
+def test_what_is_larger_than_the_bound_puts_nothing_out():
+    kept = KeptPasses(100)
+    for key, numbers in (("a", 10), ("a", 10), ("b", 50), ("b", 50)):
+        kept.keep(kept.ask(key), [torch.tensor([0])], 0, (torch.zeros(1, numbers),))
+    assert [*kept.spans] == ["a"]
+
+
 def test_nothing_is_kept_where_nothing_is_taken():
     kept = KeptPasses(1000)
     for _ in range(3):

@@ -70,14 +70,14 @@ class KeptPasses:
 
     def keep(self, span: Span, groups: Sequence[Tensor], number: int, made: Gathered) -> None:
         """Keep what one of the groups of a span takes, if the span has been asked for before and there is room."""
-        if not made:
+        size = _bytes(made)
+        if not made or size > self.bound:
             return
         with self._lock:
             if span.before is None:
                 return
             if self.spans.get(span.key, span) is not span or number in span.taken:
                 return  # another thread was faster, whose groups may be others
-            size = _bytes(made)
             while self.held + size > self.bound:
                 oldest = next(iter(self.spans.values()), span)
                 if oldest is span or oldest.asked >= span.before:
