@@ -4,7 +4,7 @@ import torch
 
 __all__ = ["free_memory", "is_out_of_memory", "keep_freed_memory"]
 
-_LEARNED = 31 * 2**20  # bytes; glibc learns from blocks of less than 32 MiB
+_LEARNED = 8 * 2**20  # bytes; of groups of passes few results are larger
 
 
 def free_memory(device: torch.device) -> int:
@@ -22,7 +22,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc keep up to 62 MiB that tensors free, as in any process in which one of 31 MiB has been freed.
+    """Lets glibc keep up to 16 MiB that tensors free, for each thread, as where one of 8 MiB has been freed before.
 
     Its allocator goes by the largest block that was freed so far. Before, results of a few MiB, of which every group of
     passes has some, go back to the system at once, and each of their pages comes again by a fault.
