@@ -4,7 +4,7 @@ What no noise reaches counts once per row. The rest counts once per row and pass
 or a convolution counts by the share of units (or channels) that reach it times the share that is not dropped behind it.
 It is counted on the network in training mode by passes of a single row, not in what mcdrop computes:
 
-    reaches noise       the result of a product differs between two passes
+    reaches noise       the result of a product differs between passes
     reaches a layer     a unit of its input is not zero
     dropped behind it   the gradient of the output with regard to a unit of its output is zero
 
@@ -13,7 +13,9 @@ drop no unit as a whole and save nothing here. A multiplication and an addition 
 """
 
 import math
+import statistics
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -30,7 +32,7 @@ PRODUCT = 2 * 2048**3  # operations of one call of `product()`
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
 _SAME = 1e-9  # relative difference of results that no noise has reached
-_PATIENCE, _MOST = 2.0, 400  # seconds, and passes, over which the share of what is dropped is averaged
+_PATIENCE, _MOST = 2.0, 400  # seconds, and passes, that are looked at
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,9 @@ def floor(case: Case) -> Floor:
             parameter.abs_()
     if inputs.is_floating_point():
         inputs = inputs.abs().double()
-    first, second = _products(training, inputs), _products(training, inputs)
-    whole = sum(flops for flops, _ in first)
-    once = sum(flops for (flops, a), (_, b) in zip(first, second, strict=True) if math.isclose(a, b, rel_tol=_SAME))
+    products = _passes(lambda: _products(training, inputs))
+    whole = sum(flops for flops, _ in products[0])
+    once = sum(each[0][0] for each in zip(*products, strict=True) if not _differs(digest for _, digest in each))
     return Floor(once, whole - once - _dropped(training, inputs), whole)
 
 
@@ -116,21 +118,32 @@ def _dropped(model: nn.Module, inputs: Tensor) -> float:
         calls.append((layer, arguments[0].detach(), out))
 
     hooks = [module.register_forward_hook(record) for module in model.modules() if isinstance(module, _LAYERS)]
-    saved, passes, before = 0.0, 0, list[float]()
-    begin = time.monotonic()
-    while passes < 2 or (passes < _MOST and time.monotonic() - begin < _PATIENCE):
+
+    def one_pass() -> list[tuple[float, float]]:
         calls.clear()
         model(inputs).sum().backward()
-        digests = [_digest(out) for _, _, out in calls]
-        if before:
-            passes += 1
-            for call, digest, last in zip(calls, digests, before, strict=True):
-                if not math.isclose(digest, last, rel_tol=_SAME):
-                    saved += _saved(*call)
-        before = digests
+        return [(_saved(*call), _digest(call[2])) for call in calls]
+
+    layers = [*zip(*_passes(one_pass), strict=True)]
     for hook in hooks:
         hook.remove()
-    return saved / passes
+    return sum(
+        statistics.fmean(saved for saved, _ in each) for each in layers if _differs(digest for _, digest in each)
+    )
+
+
+def _passes(one: Callable[[], list[tuple[float, float]]]) -> list[list[tuple[float, float]]]:
+    """What many passes give: a branch that is rarely dropped is the same in most of them."""
+    found, begin = [one(), one()], time.monotonic()
+    while len(found) < _MOST and time.monotonic() - begin < _PATIENCE:
+        found.append(one())
+    return found
+
+
+def _differs(digests: Iterable[float]) -> bool:
+    """Whether noise reaches what has these digests in several passes."""
+    first, *others = digests
+    return not all(math.isclose(first, other, rel_tol=_SAME) for other in others)
 
 
 def _saved(layer: nn.Module, x: Tensor, out: Tensor) -> float:

@@ -209,6 +209,14 @@ def test_floor_leaves_out_dropped_branches(monkeypatch: pytest.MonkeyPatch) -> N
     assert counted(Skipping(), 3, monkeypatch=monkeypatch) == Floor(0, 0, 18)
 
 
+def test_floor_sees_noise_that_comes_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two passes are mostly the same; that all of 400 are has a probability of 3e-4."""
+    layers = [nn.Linear(5, 4), DropPath(0.02), nn.Linear(4, 2)]
+    found = counted(nn.Sequential(*layers), 5, monkeypatch=monkeypatch)
+    assert (found.once, found.whole) == (40, 40 + 16)
+    assert abs(found.kept - 0.98 * 16) < 16 * hoeffding_band(1, floors._MOST)
+
+
 def test_floor_counts_recurrent_layers_once_before_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     lstm = next(case for case in CASES if case.name == "lstm").twin.make().eval()
     found = counted(lstm, 6, 32, monkeypatch=monkeypatch)
