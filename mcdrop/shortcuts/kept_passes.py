@@ -65,17 +65,15 @@ class KeptPasses:
             if span is None:
                 return Span(key, self._now, before)
             self.spans.move_to_end(key)
-            span.asked, span.before = self._now, before
+            span.before, span.asked = span.asked, self._now
             return span
 
     def keep(self, span: Span, groups: Sequence[Tensor], number: int, made: Gathered) -> None:
         """Keep what one of the groups of a span takes, if the span has been asked for before and there is room."""
         size = _bytes(made)
-        if not made or size > self.bound:
+        if span.before is None or not made or size > self.bound:
             return
         with self._lock:
-            if span.before is None:
-                return
             if self.spans.get(span.key, span) is not span or number in span.taken:
                 return  # another thread was faster, whose groups may be others
             while self.held + size > self.bound:

@@ -107,7 +107,7 @@ class Thinned:
         """Outputs (passes, rows, ...) under the draws (passes, ...) of these passes; `seed` names their noise."""
         same: list[Any] = [*sizes, *frontier]
         for number, with_ones in self._columns.items():
-            same[number] = _columns(same[number], with_ones)
+            same[number] = _column_wise(same[number], with_ones)
         results: list[Tensor] = []
         for start in range(passes.start // _SPAN * _SPAN, passes.stop, _SPAN):
             here = range(max(start, passes.start), min(start + _SPAN, passes.stop))
@@ -166,7 +166,7 @@ def _at(draw: Tensor, places: Tensor) -> Tensor:
     return draw[place : place + 1]
 
 
-def _columns(x: Tensor, with_ones: bool) -> Tensor:
+def _column_wise(x: Tensor, with_ones: bool) -> Tensor:
     """A matrix each of whose columns stands together, with one of ones behind them."""
     return torch.cat([x.t(), x.new_ones(1, len(x))]).t() if with_ones else x.t().contiguous().t()
 
