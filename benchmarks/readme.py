@@ -69,7 +69,8 @@ def _opening(results: Results) -> str:
     return _paragraph(
         f"{facts['cpu']}, {facts['threads']} threads, torch {facts['torch']}, float32, {', '.join(others)} "
         f"(`benchmarks/results/{COMMITTED.name}`). Milliseconds, medians in one run, and how many times as long the "
-        'others take; "first" is the first call, "new seed" one with a seed that was never asked for. "Floor" is the '
+        'others take; "first" is the first call, "warm" later ones with its seed, "new seed" one '
+        'with a seed that was never asked for. "Floor" is the '
         "time that the least operations take at the rate of a 2048 x 2048 product, as a share of the warm call. "
         f"{_WRONG}: does not compute the right thing."
     )
