@@ -1,12 +1,19 @@
 """Two processes share the tests (see pyproject.toml), so each computes with one thread."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import httpx
 import pytest
+
+
+def pytest_configure() -> None:
+    """Interrupts work in what tests start, though shells start jobs in the background with SIGINT ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
