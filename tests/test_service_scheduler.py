@@ -123,27 +123,32 @@ def test_an_exact_job_is_computed_alone():
 
 
 def test_a_small_request_overtakes_a_large_one_and_does_not_starve_it():
-    model, order = Model(), []
+    model, order, waiting = Model(), [], threading.Semaphore(1)
 
     async def talk(scheduler: Scheduler) -> None:
         large = model.job(80, 4000)
         large.future.add_done_callback(lambda _: order.append("large"))
-        model.gate.clear()
         scheduler.submit(large)
-        await asyncio.to_thread(model.entered.wait, 30)
-        model.gate.set()
         for _ in range(20):
-            small = model.job()
-            await submitted(scheduler, small)
+            scheduler.submit(small := model.job())
+            waiting.release()
+            await small.future
             order.append("small")
+        model.fault = lambda runs: None
+        waiting.release()
         assert_right(await large.future, large)
 
+    def fault(runs: list[Run]) -> None:
+        """But for its first, a slice of the large one lasts until another small one waits."""
+        if runs[0].rows > 1:
+            assert waiting.acquire(timeout=60)
+
+    model.fault = fault
     with running() as scheduler:
         asyncio.run(talk(scheduler))
-    assert order[:5] == ["small"] * 5
-    slices = [sum(rows) for rows, _ in model.log]
-    streak = max(len(part) for part in "".join("L" if rows > 1 else "s" for rows in slices).split("L"))
-    assert streak <= 2  # never long between two slices of the large one, while there are small ones all the time
+    assert order == ["small"] * 20 + ["large"]
+    turns = "".join("L" if rows[0] > 1 else "s" for rows, _ in model.log)
+    assert turns.strip("L") == "L".join("s" * 20)  # and none waited for more than one slice of the large one
 
 
 def test_a_slice_takes_no_more_passes_than_fit():
@@ -181,13 +186,23 @@ def test_late_work_is_never_started():
     assert len(model.log) == 1
 
 
+def late_after(slices: int, model: Model, job: Job) -> None:
+    """The deadline of a job comes with that many slices, and not before."""
+
+    def fault(runs: list[Run]) -> None:
+        if len(model.log) == slices:
+            job.deadline = time.monotonic()
+
+    model.fault = fault
+
+
 @pytest.mark.parametrize("rows", [1, 20])
 def test_the_best_so_far_when_the_deadline_comes(rows):
     model = Model()
-    model.fault = lambda runs: time.sleep(0.01)
 
     async def talk(scheduler: Scheduler) -> None:
-        job = model.job(rows, 10**6, deadline=time.monotonic() + 0.5, allow_partial=True)
+        job = model.job(rows, 10**6, allow_partial=True)
+        late_after(5, model, job)
         (answer,) = await submitted(scheduler, job)
         assert job.partial
         assert 2 <= answer.num_samples < 10**6
@@ -195,6 +210,7 @@ def test_the_best_so_far_when_the_deadline_comes(rows):
 
     with running() as scheduler:
         asyncio.run(talk(scheduler))
+    assert len(model.log) == 5
 
 
 def test_a_deadline_before_any_pass_says_what_else_would_help():
@@ -214,15 +230,17 @@ def test_a_deadline_before_any_pass_says_what_else_would_help():
 
 def test_without_partial_answers_a_deadline_is_an_error():
     model = Model()
-    model.fault = lambda runs: time.sleep(0.01)
 
     async def talk(scheduler: Scheduler) -> None:
-        (error,) = await submitted(scheduler, model.job(1, 10**6, deadline=time.monotonic() + 0.2))
+        job = model.job(1, 10**6)
+        late_after(2, model, job)
+        (error,) = await submitted(scheduler, job)
         assert isinstance(error, DeadlineError)
         assert "while this prediction was computed" in str(error)
 
     with running() as scheduler:
         asyncio.run(talk(scheduler))
+    assert len(model.log) == 2
 
 
 # ---- estimates
@@ -480,28 +498,37 @@ def test_a_request_that_is_more_than_the_queue_holds_is_served_when_there_is_no_
 
 
 def test_other_work_has_its_turns():
-    model, threads = Model(), []
+    model, threads, order = Model(), [], []
 
     def work() -> Generator[None, None, str]:
         threads.append(threading.current_thread().name)
         yield
+        order.append("work")
         return "done"
 
     def broken() -> Generator[None, None, None]:
         yield
+        order.append("broken")
         raise KeyError("mine")
 
     async def talk(scheduler: Scheduler) -> None:
+        model.gate.clear()
         job = model.job(8, 2000)
+        finish = job.finish
+        job.finish = lambda result, job: (order.append("job"), finish(result, job))[1]
         scheduler.submit(job)
-        results = await asyncio.gather(scheduler.run(work()), scheduler.run(broken()), return_exceptions=True)
+        await asyncio.to_thread(model.entered.wait, 30)
+        errands = [asyncio.ensure_future(scheduler.run(steps)) for steps in (work(), broken())]
+        await asyncio.sleep(0)  # they wait now
+        model.gate.set()
+        results = await asyncio.gather(*errands, return_exceptions=True)
         assert results[0] == "done"
         assert isinstance(results[1], KeyError)
-        assert not job.future.done()
-        await job.future
+        assert_right(await job.future, job)
 
     with running() as scheduler:
         asyncio.run(talk(scheduler))
+    assert order == ["work", "broken", "job"]
     assert threads == ["mcdrop-inference"]
 
 
@@ -516,9 +543,11 @@ def test_stopping_answers_what_waits_and_refuses_what_comes():
         errand = asyncio.ensure_future(scheduler.run(steps(10**9)))
         await asyncio.sleep(0)
         stopping = asyncio.ensure_future(asyncio.to_thread(scheduler.stop))
-        await asyncio.sleep(0.05)
         with pytest.raises(NotReadyError, match="is stopping"):
-            scheduler.submit(model.job())
+            async with asyncio.timeout(30):
+                while True:
+                    await asyncio.sleep(0.01)
+                    scheduler.submit(model.job())
         model.gate.set()
         await stopping
         async with asyncio.timeout(30):
