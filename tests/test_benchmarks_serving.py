@@ -81,6 +81,10 @@ def test_clients_count_answers_and_failures(server):
     assert failing.rate == 0
 
 
+def test_a_closed_loop_that_is_over_before_any_answer_waits_for_one(server):
+    assert asyncio_closed_loop(Target(server, "/", b"1"), clients=2, seconds=0).requests > 0
+
+
 def test_each_body_has_a_number_of_its_own_where_the_target_counts():
     bodies = Target(1, "/", b"[", b"]", counts=True).bodies()
     assert [next(bodies) for _ in range(3)] == [b"[1]", b"[2]", b"[3]"]

@@ -104,7 +104,7 @@ def _lua(text: bytes) -> str:
 
 
 def asyncio_closed_loop(target: Target, *, clients: int, seconds: float) -> Load:
-    """A closed loop by the clients below."""
+    """A closed loop by the clients below. It lasts longer where no answer has come until then."""
 
     async def drive() -> Load:
         bodies, waits, failed = target.bodies(), [], 0
@@ -113,7 +113,7 @@ def asyncio_closed_loop(target: Target, *, clients: int, seconds: float) -> Load
         async def ask_on() -> None:
             nonlocal failed
             async with Client(target) as client:
-                while (now := time.perf_counter()) < begin + seconds:
+                while (now := time.perf_counter()) < begin + seconds or not waits:
                     good = await client.ask(next(bodies))
                     if now >= begin:
                         waits.append(time.perf_counter() - now)
