@@ -41,6 +41,26 @@ def test_few_passes_are_drawn_for_few_and_more_for_more() -> None:
         assert [len(bits) for bits in masks._bits.tensors.values()] == [drawn]
 
 
+def test_masks_that_come_back_when_they_had_to_go_are_packed_and_no_others() -> None:
+    masks = Masks(ready_bound=_ENTRY + 4 * 6 * 40)  # one of them is kept ready
+
+    def asked(index: int) -> int:
+        what = site(index=index)
+        draw(masks, what, [5, 6], range(5), 5)  # passes are often asked for in two chunks
+        assert torch.equal(draw(masks, what, [5, 6], range(35), 5), draw(Masks(), what, [5, 6], range(35), 5))
+        return len(masks._bits.tensors)
+
+    assert [asked(0), asked(0), asked(1), asked(2)] == [0, 0, 0, 0]
+    assert [asked(1), asked(1), asked(3), asked(0), asked(1)] == [1, 1, 1, 2, 2]
+
+
+def test_of_masks_that_do_not_come_back_little_is_remembered() -> None:
+    masks = Masks(bits_bound=10 * _ENTRY)
+    for index in range(35):
+        draw(masks, site(index=index), [5, 6], range(4), 5)
+        assert len(masks._drawn) <= 10
+
+
 def test_rows_draw_for_themselves() -> None:
     three = draw(Masks(), site(), [3, 6], range(4), 3, torch.arange(3))
     moved = draw(Masks(), site(), [2, 6], range(4), 2, torch.tensor([2, 0]))

@@ -1,8 +1,8 @@
 """The draws of a program's sites, made once per seed and kept.
 
-Shared draws depend on (seed, site, pass, unit) alone, so they are made once and kept packed, one bit a unit, and the
-most recent ones also ready to multiply; both under a bound on bytes, least recently used first out. Draws by row
-(`masks="independent"`) and draws that are no masks are made anew.
+Shared draws depend on (seed, site, pass, unit) alone, so they are kept ready to multiply. Masks that come back when
+there was no room for that, or of which one request has too many, are kept packed as well, one bit a unit. Both under a
+bound on bytes, least recently used first out. Draws by row (`masks="independent"`) are made anew.
 """
 
 import math
@@ -75,6 +75,7 @@ class Masks:
 
     def __init__(self, *, bits_bound: int = _BITS_BOUND, ready_bound: int = _READY_BOUND) -> None:
         self._bits, self._ready = _Kept(bits_bound), _Kept(ready_bound)
+        self._drawn: set[int] = set()  # hashes of keys of masks that were made ready and not packed
 
     @classmethod
     def within(cls, max_memory: int | None) -> "Masks":
@@ -110,7 +111,7 @@ class Masks:
         units = 1 if axis is None else shape[axis] // max(row_count, 1)
         by_row = rows is not None and axis is not None
         if by_row:
-            return self._make(site, shape, seed, passes, device, axis, rows, units)
+            return self._make(site, shape, seed, passes, device, axis=axis, rows=rows, units=units)
         if axis is not None:
             shape = (*shape[:axis], units, *shape[axis + 1 :])
         most = self.passes_kept(math.prod(shape), 1) if most is None else most
@@ -126,12 +127,18 @@ class Masks:
         most: int,
         balanced: bool,
     ) -> Tensor:
-        """Masks are kept from the first pass on, up to `most`, since they are unpacked quickly; numbers from any."""
+        """Masks are kept from the first pass on, up to `most`; numbers from any.
+
+        Masks that never come again are not packed, since that takes as long as drawing them.
+        """
         start = 0 if site.law == "bernoulli" else passes.start
         key = (seed, site.index, shape, start, device, balanced)
 
         def make(some: range) -> Tensor:
-            return self._shared(site, shape, seed, some, device, balanced)
+            return self._make(site, shape, seed, some, device, balanced=balanced)
+
+        def unpack(some: range) -> Tensor:
+            return self._unpacked(site, shape, seed, some, device, balanced)
 
         if site.law != "bernoulli":
             return self._ready.get(key, partial(make, passes), len(passes))[: len(passes)]
@@ -141,15 +148,18 @@ class Masks:
             return kept[passes.start : passes.stop]
         goal = min(max(passes.stop, _BLOCK, 2 * count), most)  # the next chunk is often of the same request
         if goal < passes.stop:
-            return make(passes)
-        more = make(range(count, goal))
+            return unpack(passes)
+        comes_back = kept is None and hash(key) in self._drawn
+        more = (unpack if comes_back else make)(range(count, goal))
+        if len(self._drawn) >= self._bits.bound // _ENTRY:  # no more than that are ever kept packed
+            self._drawn.clear()
+        self._drawn.add(hash(key))
         return self._ready.put(key, more if kept is None else torch.cat([kept, more]))[passes.start : passes.stop]
 
-    def _shared(
+    def _unpacked(
         self, site: Site, shape: tuple[int, ...], seed: int, passes: range, device: torch.device, balanced: bool
     ) -> Tensor:
-        if site.law != "bernoulli":
-            return self._make(site, shape, seed, passes, device, None, None, 1)
+        """Masks from their bits, which are kept."""
         parts = []
         units = max(math.prod(shape), 1)
         most = max(1, min(max(_BLOCK, _FEW // units), _UNITS // units))  # passes of a block, by the shape alone
@@ -183,9 +193,11 @@ class Masks:
         seed: int,
         passes: range,
         device: torch.device,
-        axis: int | None,
-        rows: Tensor | None,
-        units: int,
+        *,
+        balanced: bool = False,
+        axis: int | None = None,
+        rows: Tensor | None = None,
+        units: int = 1,
     ) -> Tensor:
         where: dict[str, Any] = {"seed": seed, "site": site.index, "passes": passes, "device": device}
         if axis is not None:
@@ -194,4 +206,5 @@ class Masks:
             return uniform(shape=shape, **where)
         if site.law == "normal":
             return normal(shape=shape, **where)
-        return keep_mask(p=site.p or 0.0, shape=shape, **where).float().mul_(site.scale)
+        make = balanced_mask if balanced else keep_mask
+        return make(p=site.p or 0.0, shape=shape, **where).float().mul_(site.scale)
