@@ -42,16 +42,19 @@ def test_few_passes_are_drawn_for_few_and_more_for_more() -> None:
 
 
 def test_masks_that_come_back_when_they_had_to_go_are_packed_and_no_others() -> None:
-    masks = Masks(ready_bound=_ENTRY + 4 * 6 * 40)  # one of them is kept ready
+    masks, what = Masks(ready_bound=_ENTRY + 4 * 6 * 64), site()  # one seed is kept ready
 
-    def asked(index: int) -> int:
-        what = site(index=index)
-        draw(masks, what, [5, 6], range(5), 5)  # passes are often asked for in two chunks
-        assert torch.equal(draw(masks, what, [5, 6], range(35), 5), draw(Masks(), what, [5, 6], range(35), 5))
-        return len(masks._bits.tensors)
+    def asked(seed: int) -> list[int]:
+        """Passes that are packed of each seed, after one was asked for in three chunks."""
+        for stop in (5, 40, 64):
+            where = {"seed": seed, "row_count": 5, "rows": None, "device": torch.device("cpu")}
+            found = masks.draw(what, [5, 6], passes=range(stop), **where)
+            assert torch.equal(found, Masks().draw(what, [5, 6], passes=range(stop), **where))
+        return [len(bits) for bits in masks._bits.tensors.values()]
 
-    assert [asked(0), asked(0), asked(1), asked(2)] == [0, 0, 0, 0]
-    assert [asked(1), asked(1), asked(3), asked(0), asked(1)] == [1, 1, 1, 2, 2]
+    assert [asked(0), asked(0), asked(1), asked(2)] == [[], [], [], []]
+    assert [asked(1), asked(1), asked(3)] == [[64], [64], [64]]
+    assert asked(0) == [64, 64]
 
 
 def test_of_masks_that_do_not_come_back_little_is_remembered() -> None:

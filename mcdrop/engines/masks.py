@@ -75,7 +75,7 @@ class Masks:
 
     def __init__(self, *, bits_bound: int = _BITS_BOUND, ready_bound: int = _READY_BOUND) -> None:
         self._bits, self._ready = _Kept(bits_bound), _Kept(ready_bound)
-        self._drawn: set[int] = set()  # hashes of keys of masks that were made ready and not packed
+        self._drawn: dict[int, int] = {}  # hash of a mask's key -> passes that were made ready, to know what comes back
 
     @classmethod
     def within(cls, max_memory: int | None) -> "Masks":
@@ -129,7 +129,7 @@ class Masks:
     ) -> Tensor:
         """Masks are kept from the first pass on, up to `most`; numbers from any.
 
-        Masks that never come again are not packed, since that takes as long as drawing them.
+        Packing and unpacking take about as long as drawing, so only masks that come back are packed.
         """
         start = 0 if site.law == "bernoulli" else passes.start
         key = (seed, site.index, shape, start, device, balanced)
@@ -149,11 +149,11 @@ class Masks:
         goal = min(max(passes.stop, _BLOCK, 2 * count), most)  # the next chunk is often of the same request
         if goal < passes.stop:
             return unpack(passes)
-        comes_back = kept is None and hash(key) in self._drawn
-        more = (unpack if comes_back else make)(range(count, goal))
+        drawn = self._drawn.get(hash(key), 0)
+        more = (unpack if count < drawn else make)(range(count, goal))
         if len(self._drawn) >= self._bits.bound // _ENTRY:  # no more than that are ever kept packed
             self._drawn.clear()
-        self._drawn.add(hash(key))
+        self._drawn[hash(key)] = max(drawn, goal)
         return self._ready.put(key, more if kept is None else torch.cat([kept, more]))[passes.start : passes.stop]
 
     def _unpacked(
